@@ -1,0 +1,242 @@
+"""One table of all results: mean and standard deviation over seeds, best and last epoch, beside the paper's numbers."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from distill.analysis import paper
+from distill.analysis.paper import Metric
+from distill.analysis.store import Result
+
+NOTHING = "–"
+FIRST = ("none", "kd")  # the baselines open each pair, other methods follow by name
+SPLITS = {"test": "test set", "holdout": "held-out part of the training set"}
+TITLES = {"top1": "top-1", "top5": "top-5"}
+PLAIN_DOT = "optimizer=dot"
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation (n - 1) of some runs; None where there are too few."""
+
+    mean: float | None
+    sd: float | None
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Stat":
+        """Of the values that are there."""
+        there = [value for value in values if value is not None]
+        return cls(fmean(there) if there else None, stdev(there) if len(there) > 1 else None)
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return NOTHING
+        return f"{self.mean:.2f} ± {NOTHING if self.sd is None else format(self.sd, '.2f')}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs that differ in nothing but their seed."""
+
+    data: str
+    epochs: int
+    evaluated_on: str
+    teacher: str
+    student: str
+    distiller: str
+    variant: str
+    runs: tuple[Result, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Ascending."""
+        return sorted(run.seed for run in self.runs)
+
+    @property
+    def pair(self) -> str:
+        """Teacher and student in words."""
+        return self.student if self.teacher == "none" else f"{self.teacher} → {self.student}"
+
+    @property
+    def label(self) -> str:
+        """Method and variant in words."""
+        return f"{self.distiller} {self.variant}".strip()
+
+    def best(self, metric: Metric) -> Stat:
+        """At the epoch of each run's best top-1, in percent."""
+        return Stat.of(getattr(run.best, metric) for run in self.runs)
+
+    def last(self, metric: Metric) -> Stat:
+        """At each run's last epoch, in percent."""
+        return Stat.of(getattr(run.last, metric) for run in self.runs)
+
+    @property
+    def agreement(self) -> Stat:
+        """With the teacher at the last epoch, in percent."""
+        return Stat.of(run.last.agreement for run in self.runs)
+
+    @property
+    def teacher_top1(self) -> Stat:
+        """The teacher's own accuracy; a spread means that the runs had different teachers."""
+        return Stat.of(run.teacher_top1 for run in self.runs)
+
+    @property
+    def images_per_second(self) -> Stat:
+        """Training throughput."""
+        return Stat.of(run.images_per_second for run in self.runs)
+
+    def paper(self, metric: Metric) -> list[tuple[int, float]]:
+        """The paper's numbers for this row with their tables, lowest first; a variant is not in the paper."""
+        method = {"": self.distiller, PLAIN_DOT: f"dot+{self.distiller}"}.get(self.variant)
+        cells = paper.cells(self.data, self.teacher, self.student, method) if method else []
+        numbers: dict[float, int] = {}
+        for cell in cells:
+            value = getattr(cell, metric)
+            if value is not None and cell.epochs in (None, self._full):
+                numbers.setdefault(value, cell.table)
+        return [(table, value) for value, table in numbers.items()]
+
+    @property
+    def _full(self) -> int | None:
+        return paper.EPOCHS.get(self.data)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it trained and was measured as the paper's numbers were."""
+        return self.epochs == self._full and self.evaluated_on == "test"
+
+    def difference(self, metric: Metric) -> float | None:
+        """Mean of the best epochs less the paper's number, which is one of best epochs too."""
+        mean, numbers = self.best(metric).mean, self.paper(metric)
+        return mean - numbers[0][1] if self.comparable and numbers and mean is not None else None
+
+    def plain(self, metric: Metric) -> dict[str, Any]:
+        """All of it as plain data, unrounded."""
+        stats = {
+            f"best_{metric}": self.best(metric),
+            "last_top1": self.last("top1"),
+            "last_top5": self.last("top5"),
+            "agreement": self.agreement,
+            "teacher_top1": self.teacher_top1,
+            "images_per_second": self.images_per_second,
+        }
+        keys = ("data", "epochs", "evaluated_on", "teacher", "student", "distiller", "variant", "seeds")
+        return (
+            {key: getattr(self, key) for key in keys}
+            | {name: {"mean": stat.mean, "sd": stat.sd} for name, stat in stats.items()}
+            | {"paper": [{"table": table, metric: value} for table, value in self.paper(metric)]}
+            | {"paper_epochs": self._full, "difference": self.difference(metric)}
+            | {"runs": [str(run.path) for run in self.runs]}
+        )
+
+
+def group(results: Iterable[Result]) -> tuple[list[Row], list[str]]:
+    """Rows in the order they are shown, and what a reader must know of how they came about.
+
+    Of runs with the same seed and the same configuration the newest counts, once.
+    """
+    groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
+    for run in results:
+        key = (run.data, run.epochs, run.evaluated_on, run.teacher, run.student, run.distiller, run.variant)
+        groups[key].append(run)
+    rows, notes = [], []
+    for key, runs in groups.items():
+        unique, said = _unique(runs)
+        row = Row(*key, runs=tuple(sorted(unique, key=lambda run: (run.seed, run.path))))
+        where = f"{row.data}, {row.epochs} epochs, {row.pair}, {row.label}: "
+        notes += [where + note for note in said]
+        if (spread := row.teacher_top1.sd) is not None and not math.isclose(spread, 0, abs_tol=1e-6):
+            notes.append(where + "the runs had teachers of different accuracy.")
+        rows.append(row)
+    return sorted(rows, key=_order), sorted(notes)
+
+
+def _unique(runs: list[Result]) -> tuple[list[Result], list[str]]:
+    newest: dict[tuple[int, Any], Result] = {}
+    notes = []
+    for run in sorted(runs, key=lambda run: run.written):
+        same = (run.seed, run.hash or run.path)
+        if same in newest:
+            notes.append(f"seed {run.seed} was run more than once with one configuration; {run.path} is the newest.")
+        newest[same] = run
+    # of three repetitions only the last note holds
+    notes = list({note.split(" was run")[0]: note for note in notes}.values())
+    seeds = [seed for seed, _ in newest]
+    for seed in sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        notes.append(f"seed {seed} was run with {seeds.count(seed)} different configurations; all of them count.")
+    return list(newest.values()), notes
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    rank = FIRST.index(row.distiller) if row.distiller in FIRST else len(FIRST)
+    section = (row.data, row.evaluated_on != "test", -row.epochs)
+    return *section, _natural(row.student), row.teacher != "none", _natural(row.teacher), rank, row.label
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """For sorting resnet8 before resnet20."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def markdown(rows: list[Row], notes: Iterable[str] = (), *, metric: Metric = "top1") -> str:
+    """The table as Markdown, one section per data set, length of training and split."""
+    other: Metric = "top5" if metric == "top1" else "top1"
+    sections: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        sections[row.data, row.epochs, row.evaluated_on].append(row)
+    blocks = []
+    for (data, epochs, split), members in sections.items():
+        header = [
+            "pair",
+            "method",
+            "seeds",
+            f"best {TITLES[metric]}",
+            f"last {TITLES[metric]}",
+            f"last {TITLES[other]}",
+            "agreement",
+            "paper",
+            "difference",
+            "teacher",
+            "images/s",
+        ]
+        lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
+        lines += [_line(row, metric, other) for row in members]
+        block = [f"## {data}, {epochs} epochs, {SPLITS.get(split, split)}", ""]
+        block += ["| " + " | ".join(cells) + " |" for cells in lines]
+        if any(row.paper(metric) and not row.comparable for row in members):
+            full = paper.EPOCHS[data]
+            block += ["", f"\\* The paper's number is for {full} epochs and the test set; no difference is taken."]
+        blocks.append("\n".join(block))
+    blocks.append(
+        "Mean ± sample standard deviation over seeds, in percent; the best epoch is that of the best top-1. The "
+        f"difference is the best {TITLES[metric]} less the paper's."
+    )
+    if listed := "\n".join(f"- {note}" for note in notes):
+        blocks.append(listed)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _line(row: Row, metric: Metric, other: Metric) -> list[str]:
+    numbers = row.paper(metric)
+    printed = NOTHING
+    if numbers:
+        printed = f"{numbers[0][1]:.2f}" + ("" if row.comparable else "\\*")
+        printed += "".join(f" (Table {table}: {value:.2f})" for table, value in numbers[1:])
+    difference, speed, teacher = row.difference(metric), row.images_per_second.mean, row.teacher_top1.mean
+    return [
+        row.pair,
+        row.label,
+        str(len(row.runs)),
+        str(row.best(metric)),
+        str(row.last(metric)),
+        str(row.last(other)),
+        str(row.agreement),
+        printed,
+        NOTHING if difference is None else f"{difference:+.2f}",
+        NOTHING if teacher is None else f"{teacher:.2f}",
+        NOTHING if speed is None else f"{speed:.0f}",
+    ]

@@ -1,0 +1,1 @@
+"""Data sets: one LightningDataModule each, on a device-resident or a worker pipeline."""

@@ -1,0 +1,161 @@
+"""Small images: whole on the device as uint8, cropped and flipped there, a batch at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.data.base import ImageData, Part
+from distill.data.loader import Loader, TrainLoader
+from distill.data.order import epoch_order, generator
+from distill.errors import UserError
+from distill.types import Batch
+
+
+def draw_views(num_samples: int, *, padding: int, flip: bool, seed: int, epoch: int) -> Tensor:
+    """The epoch's augmentation of every sample.
+
+    Args:
+        num_samples: Samples in the training set.
+        padding: Zeros on each side, within which crops lie.
+        flip: Whether to mirror every other image, at random.
+        seed: Of the run.
+        epoch: From 0.
+
+    Returns:
+        (dy, dx, flip) of each sample, shape (num_samples, 3), uint8: offsets of the crop in 0..2*padding, of which
+        (padding, padding, 0) is the image itself.
+    """
+    offsets = torch.randint(2 * padding + 1, (num_samples, 2), generator=generator(seed, epoch, "crop"))
+    mirrored = torch.randint(2, (num_samples, 1), generator=generator(seed, epoch, "flip")) * flip
+    return torch.cat([offsets, mirrored], dim=1).to(torch.uint8)
+
+
+def crop_and_flip(padded: Tensor, index: Tensor, view: Tensor, *, padding: int) -> Tensor:
+    """Augment by one gather.
+
+    Args:
+        padded: Padded images, shape (samples, height + 2*padding, width + 2*padding, 3).
+        index: Which of them, shape (batch,).
+        view: (dy, dx, flip) of each, see `draw_views`, shape (batch, 3).
+        padding: Zeros on each side.
+
+    Returns:
+        Shape (batch, 3, height, width), channels-last in memory, of the type of `padded`.
+    """
+    height, width = (side - 2 * padding for side in padded.shape[1:3])
+    dy, dx, mirrored = view.long().unsqueeze(2).unbind(1)  # each (batch, 1)
+    rows = dy + torch.arange(height, device=padded.device)
+    columns = torch.arange(width, device=padded.device)
+    columns = dx + torch.where(mirrored.bool(), width - 1 - columns, columns)
+    return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class ResidentTrain(TrainLoader):
+    """Shuffled and augmented batches, made where the images lie, without waiting for the device.
+
+    Args:
+        images: Not padded, shape (samples, height, width, 3), uint8.
+        labels: Shape (samples,), int64.
+        device: Where to keep the images and make the batches.
+        padding: Zeros on each side, within which crops lie.
+        flip: Whether to mirror.
+        **common: See `TrainLoader`.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, *, device: torch.device, padding: int, flip: bool, **common: Any
+    ) -> None:
+        super().__init__(num_samples=len(labels), **common)
+        self.images = F.pad(images.to(device), (0, 0, padding, padding, padding, padding))
+        self.labels = labels.to(device)
+        self.padding = padding
+        self.flip = flip
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The epoch's batches from the start-th on; `view` names each row's augmentation."""
+        views = draw_views(self.num_samples, padding=self.padding, flip=self.flip, seed=self.seed, epoch=epoch)
+        order = epoch_order(self.num_samples, seed=self.seed, epoch=epoch)
+        views = views[order].to(self.images.device)
+        order = order.to(self.images.device)
+        labels = self.labels[order]
+        for batch in range(start, len(self)):
+            mine, rows = self.cut(batch)
+            index, view = order[mine], views[mine]
+            images = crop_and_flip(self.images, index, view, padding=self.padding)
+            yield Batch(images.float() / 255, labels[mine], index, view=view, rows=rows)
+
+
+class ResidentEval(Loader):
+    """The images as they are, in order; a rank may find no row in the last batch, but yields it all the same.
+
+    Args:
+        images: Shape (samples, height, width, 3), uint8.
+        labels: Shape (samples,), int64.
+        device: Where to keep the images and make the batches.
+        **common: See `Loader`.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, *, device: torch.device, **common: Any) -> None:
+        super().__init__(num_samples=len(labels), **common)
+        self.images = images.to(device)
+        self.labels = labels.to(device)
+        self.index = torch.arange(len(labels), device=device)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in range(len(self)):
+            mine, rows = self.cut(batch)
+            images = self.images[mine].permute(0, 3, 1, 2).float() / 255
+            yield Batch(images, self.labels[mine], self.index[mine], rows=rows)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ResidentData(ImageData):
+    """A data set on the device-resident pipeline.
+
+    Subclasses implement `read`; `Part.images` are uint8, shape (samples, size, size, 3).
+
+    Args:
+        flip: Whether training images are mirrored at random.
+        padding: Zeros on each side of a training image, within which it is cropped at random.
+
+    Raises:
+        UserError: If the padding is negative or its offsets do not fit into uint8.
+    """
+
+    flip: bool
+    padding: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.padding <= 127:
+            raise UserError(f"padding={self.padding} is out of range: it must lie in 0 to 127")
+
+    def train_loader(self, part: Part) -> ResidentTrain:
+        """Shuffled, augmented batches."""
+        return ResidentTrain(
+            part.images,
+            part.labels,
+            device=self.device,
+            padding=self.padding,
+            flip=self.flip,
+            batch_size=self.batch_size,
+            rank=self.rank,
+            world=self.world,
+            seed=self.seed,
+            epoch=self.epoch,
+        )
+
+    def eval_loader(self, part: Part) -> ResidentEval:
+        """Batches in order, not augmented."""
+        return ResidentEval(
+            part.images,
+            part.labels,
+            device=self.device,
+            batch_size=self.eval_batch_size,
+            rank=self.rank,
+            world=self.world,
+        )

@@ -1,0 +1,53 @@
+"""The contract between a method and the training loop."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distill.models.network import Network
+from distill.types import Batch, Output, Step
+
+
+class Distiller(nn.Module):
+    """A method of distillation; only `forward` is mandatory.
+
+    A method is constructed with a `Spec` and the numbers of its YAML file, keyword-only and without defaults.
+    Trainable extras are ordinary parameters and submodules. State (queues, banks) is buffers, written in
+    `update` alone.
+
+    Attributes:
+        needs: What it reads of the networks: "logits" or "features".
+        views: How many views of each image it asks for: 1, or 2 with a strongly augmented one.
+        teacher: Whether it can do without a teacher.
+    """
+
+    needs: ClassVar[Literal["logits", "features"]] = "logits"
+    views: ClassVar[Literal[1, 2]] = 1
+    needs_teacher: ClassVar[bool] = True
+
+    def prepare(self, student: Network, teacher: Network | None) -> None:
+        """Freeze or swap parts of the networks, once, before the optimizer is built."""
+
+    def observe(self, student: Network, teacher: Network | None, batch: Batch) -> tuple[Output, Output]:
+        """Answers of student and teacher to a batch; the teacher's without a graph."""
+        answer: Output = student(batch.images)
+        if teacher is None:
+            return answer, Output(logits=answer.logits.new_empty(len(batch), 0))
+        with torch.no_grad():
+            return answer, teacher(batch.images)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Weighted, named terms, whose sum is the loss; the task term is always "ce".
+
+        Each term is a mean over this rank's rows; the training loop weighs ranks that hold unequal rows. A term that
+        skips rows divides by what all ranks kept, see `MCLD`. Reads state, writes none.
+        """
+        raise NotImplementedError
+
+    def update(self, step: Step) -> None:
+        """Write own state, after the gradient of every batch."""
+
+    def deploy(self, student: Network, teacher: Network | None) -> nn.Module:
+        """What is evaluated and exported."""
+        return student

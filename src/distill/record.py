@@ -1,0 +1,119 @@
+"""The files that describe a run: result.json, student.safetensors, and what was known of the teacher."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.checkpoint import read_metadata, read_state, save_atomically, save_safetensors
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "timm", "torchmetrics", "safetensors", "numpy")
+
+# overrides that decide neither the result nor its row in a table, or that stand in a column of their own
+_OF_THE_METHOD = ("distiller.", "recipe", "optimizer", "student.", "experiment", "pair", "tweak", "data.", "trainer.precision")
+_NOT_OF_THE_METHOD = (
+    *("recipe.epochs", "data.root", "data.holdout", "data.download", "data.eval_batch_size", "data.workers"),
+    *("student.name", "student.label"),
+)
+_NOT_IN_THE_HASH = ("logger", "trainer", "checkpoint", "resume", "names")
+_PATHS = ("root", "weights", "download", "workers", "eval_batch_size")
+
+
+def variant(overrides: Iterable[str]) -> str:
+    """What the command line changed of a method's defaults, sorted: a table's row beside the method's name."""
+    plain = (override.lstrip("+~") for override in overrides)
+    kept = {
+        o for o in plain if o.startswith(_OF_THE_METHOD) and o.split("=", 1)[0] not in _NOT_OF_THE_METHOD
+    }
+    return " ".join(sorted(kept))
+
+
+def fingerprint(config: dict[str, Any]) -> str:
+    """Of what decides a run's result: the configuration without paths, logger and device; 16 hex digits."""
+    kept = {
+        key: {k: v for k, v in value.items() if k not in _PATHS} if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _NOT_IN_THE_HASH
+    }
+    kept["names"], kept["precision"] = config["names"], config["trainer"]["precision"]
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages whose code decides the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the code that ran, with "+" where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader of the result would call the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        except (OSError, StopIteration):
+            model = platform.machine()
+        return f"{model}, {torch.get_num_threads()} threads"
+    return device.type
+
+
+def count(module: nn.Module | None, *, trainable: bool = False) -> int:
+    """Parameters of a module."""
+    if module is None:
+        return 0
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write, whole or not at all."""
+    text = json.dumps(content, indent=2) + "\n"
+    save_atomically(path, lambda target: _write(target, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def save_teacher(path: Path, scores: dict[str, float], predictions: Tensor) -> None:
+    """Keep the teacher's scores and its class for every sample of the split, so that a resumed run need not ask again."""
+    save_safetensors({"predictions": predictions}, path, {"scores": json.dumps(scores)})
+
+
+def read_teacher(path: Path) -> tuple[dict[str, float], Tensor]:
+    """What `save_teacher` wrote."""
+    return json.loads(read_metadata(path)["scores"]), read_state(path)["predictions"].long()
+
+
+def mean_rate(rates: Sequence[float]) -> float | None:
+    """Images per second: the median over epochs, since the first pays for warming up."""
+    if not rates:
+        return None
+    return sorted(rates)[len(rates) // 2]

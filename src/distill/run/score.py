@@ -1,0 +1,104 @@
+"""Scores of a network that is there already: a run's, a checkpoint's, or a weights file's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from distill import record
+from distill.build import channels_last, freeze
+from distill.checkpoint import load_weights
+from distill.data.base import ImageData
+from distill.errors import UserError
+from distill.load import load, rebuild_run, weights_of
+from distill.numerics import choose_precision, flush_denormals
+from distill.run import config as settings
+from distill.run.config import Config, device_of
+from distill.run.parts import build_data, build_one
+from distill.scores import evaluate
+
+KEYS = ("top1", "top5", "nll", "ece", "agreement")
+
+
+def score(cfg: DictConfig) -> dict[str, float]:
+    """Evaluate what the command line names, print the scores, and write them where `output` says.
+
+    Returns:
+        top1, top5, ece and agreement (with a teacher) in percent, nll in nats.
+
+    Raises:
+        UserError: If it is not clear what to evaluate, or weights, classes and data do not fit.
+    """
+    flush_denormals()
+    config = settings.resolve(cfg)
+    source = config["source"]
+    if (source is None) == (config.get("student") is None):
+        raise UserError(
+            "Say what to evaluate: source=RUN_FOLDER (or one of its files), or student=NAME student.weights=FILE."
+        )
+    if source is not None:
+        config = _with_data_of(Path(source), config, list(HydraConfig.get().overrides.task))
+    device = device_of(config["trainer"])
+    precision, why = choose_precision(config["trainer"]["precision"], device)
+    network = _network(config)
+    teacher = freeze(build_one(config, "teacher")) if config.get("teacher") else None
+    data = build_data(config)
+    run = {"num_classes": data.num_classes, "device": device, "precision": precision}
+    predictions: Tensor | None = None
+    if teacher is not None:
+        _, predictions = evaluate(teacher, _batches(data, config["split"]), **run)
+    scores, _ = evaluate(network, _batches(data, config["split"]), teacher=predictions, **run)
+    scores = {key: scores[key] for key in KEYS if key in scores}
+    units = {"nll": " nats"}
+    print(f"{config['names']['data']} {config['split']} set, precision {precision} ({why}):")
+    for key, value in scores.items():
+        print(f"  {key:<10}{value:8.4f}{units.get(key, ' %')}")
+    if config["output"]:
+        record.write_json(Path(config["output"]), scores)
+    return scores
+
+
+def _network(config: Config) -> nn.Module:
+    if config["source"] is None:
+        if config["student"].get("weights") is None and not config["student"].get("pretrained"):
+            raise UserError("student.weights=FILE is missing: a network with random weights has no scores worth having.")
+        return build_one(config, "student")
+    source = Path(config["source"])
+    if source.suffix != ".ckpt":
+        return channels_last(load(source))
+    network = rebuild_run(config["run"])
+    load_weights(weights_of(network), source, what="student")
+    return channels_last(network)
+
+
+def _with_data_of(source: Path, config: Config, overrides: list[str]) -> Config:
+    """The data set of the run that a source belongs to, unless the command line names another."""
+    folder = source if source.is_dir() else source.parent
+    file = folder / settings.FILE
+    if not source.exists():
+        raise UserError(f"source={source} does not exist.")
+    if not file.exists():
+        if source.suffix == ".ckpt":
+            raise UserError(f"{source} lies beside no {settings.FILE}: a checkpoint needs the folder of its run.")
+        return config
+    saved = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(saved, dict)
+    config["run"] = saved
+    if not any(o.startswith("data=") for o in overrides):
+        own = {o.split("=", 1)[0].removeprefix("data."): None for o in overrides if o.startswith("data.")}
+        config["data"] = {**saved["data"], **{key: config["data"][key] for key in own}}
+        config["names"]["data"] = saved["names"]["data"]
+        config["seed"] = saved["seed"]
+    return config
+
+
+def _batches(data: ImageData, split: str) -> Any:
+    if split == "test":
+        return data.test_dataloader()
+    if split == "holdout" and data.evaluated_on == "holdout":
+        return data.val_dataloader()
+    raise UserError(f"split={split} is not there: choose test, or holdout together with data.holdout=N.")

@@ -1,0 +1,235 @@
+"""One training run, from a command line to its files."""
+
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from distill import launch, record
+from distill.build import build, check_arguments
+from distill.checkpoint import AtomicIO, save_safetensors
+from distill.errors import UserError
+from distill.keeper import BEST, LAST, Keeper
+from distill.load import RECIPE, recipe_of, weights_of
+from distill.module import Distillation
+from distill.numerics import mix
+from distill.progress import Progress, StepLog
+from distill.run import config as settings
+from distill.run.config import Config, check, device_of, world_of
+from distill.run.parts import Prepared, prepare
+from distill.scores import evaluate
+
+log = logging.getLogger("distill")
+# its notices at every start (hardware found and not found, an advertisement) say nothing of the run
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+RESULT, STUDENT = "result.json", "student.safetensors"
+
+
+def train(cfg: DictConfig) -> float:
+    """One run from a command line: train, evaluate, write; or go on with the run of `resume`.
+
+    Returns:
+        Last top-1 in percent, for sweepers.
+
+    Raises:
+        UserError: For every mistake that can be seen before the first step, and for a loss that is not finite.
+    """
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    overrides = list(hydra.overrides.task)
+    config = settings.resumed(cfg, overrides) if cfg.resume else settings.resolve(cfg)
+    if not cfg.resume:
+        config["variant"] = record.variant(overrides)
+    if (folder / RESULT).exists():
+        result = json.loads((folder / RESULT).read_text())
+        log.info("%s is finished: last top-1 %.2f", folder, result["last"]["top1"])
+        return float(result["last"]["top1"])
+    check(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(config), folder / settings.FILE)
+    device = device_of(config["trainer"])
+    world = world_of(config["trainer"], device)
+    if world > 1 and not launch.started_by_another():
+        if config["recipe"]["batch_size"] // config["recipe"]["accumulate"] < world:
+            raise UserError(f"recipe.batch_size={config['recipe']['batch_size']} leaves some of {world} devices without images.")
+        prepared = prepare(config, folder)  # a user's mistake is said once, before there are ranks
+        with launch.ranks(world, folder):
+            return _fit(config, folder, prepared)
+    return _fit(config, folder, prepare(config, folder))
+
+
+def train_rank(folder: Path) -> None:
+    """What every further rank of a run does."""
+    config = OmegaConf.to_container(OmegaConf.load(folder / settings.FILE))
+    assert isinstance(config, dict)
+    logging.disable(logging.INFO)
+    plain: Config = {str(k): v for k, v in config.items()}
+    _fit(plain, folder, prepare(plain, folder))
+
+
+def build_loggers(config: Config, folder: Path, split: str, variant: str) -> list[Any]:
+    """Lightning loggers: every node of the group that has a `_target_`."""
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) != 0:
+        return []
+    loggers = []
+    for key, node in config["logger"].items():
+        if not isinstance(node, dict):
+            continue
+        if node.get("_target_") == "distill.tracking.open_run":
+            node = {**node, "folder": folder, "config": config, "names": config["names"], "variant": variant}
+            node |= {"seed": config["seed"], "split": split}
+        try:
+            loggers.append(build(node, what=f"logger.{key}"))
+        except ImportError as error:
+            raise UserError(f"logger={key} needs a package that is not installed: {error}.") from error
+    return loggers
+
+
+def _fit(config: Config, folder: Path, parts: Prepared) -> float:
+    recipe, every = config["recipe"], config["trainer"]["log_every_n_steps"]
+    torch.manual_seed(mix(config["seed"], "run"))
+    data = parts.data
+    module = Distillation(
+        student=parts.student,
+        teacher=parts.teacher,
+        distiller=parts.distiller,
+        spec=parts.spec,
+        optimizer=build({**config["optimizer"], "_partial_": True}, what="optimizer", given=("params",)),
+        schedule=build(recipe["schedule"], what="recipe.schedule"),
+        accumulate=recipe["accumulate"],
+        seed=config["seed"],
+        split=data.evaluated_on,
+        teacher_predictions=parts.teacher_predictions,
+    )
+    keeper = Keeper(
+        folder,
+        minutes=config["checkpoint"]["minutes"],
+        steps=config["checkpoint"]["steps"],
+        metrics_csv=config["logger"]["metrics_csv"],
+        check_every=every,
+    )
+    loggers = build_loggers(config, folder, data.evaluated_on, config["variant"])
+    callbacks: list[pl.Callback] = [Progress(every=every), keeper]
+    if loggers:
+        callbacks.append(StepLog(every=every))
+    trainer = _trainer(config, parts, folder, callbacks, loggers)
+    last = folder / LAST
+    if last.exists():
+        log.info("going on from %s", last)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None)
+        if not trainer.is_global_zero:
+            return keeper.last["top1"]
+        return _finish(config, folder, parts, keeper, loggers)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        if any("wandb" in type(logger).__module__ for logger in loggers):
+            from distill.tracking import close_run
+
+            close_run()
+
+
+def _trainer(config: Config, parts: Prepared, folder: Path, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
+    node = {k: v for k, v in config["trainer"].items() if k != "precision"}
+    check_arguments(node, what="trainer")
+    trainer: pl.Trainer = build({**node, "_partial_": True}, what="trainer")(
+        precision=parts.precision,
+        max_epochs=config["recipe"]["epochs"],
+        accumulate_grad_batches=config["recipe"]["accumulate"],
+        default_root_dir=folder,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicIO()],
+        use_distributed_sampler=False,  # our loaders shard themselves
+        inference_mode=False,  # its tensors cannot enter a matmul with a gradient
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+    )
+    return trainer
+
+
+def _finish(config: Config, folder: Path, parts: Prepared, keeper: Keeper, loggers: list[Any]) -> float:
+    """What is written once training is over."""
+    data, deployed = parts.data, parts.distiller.deploy(parts.student, parts.teacher)
+    recipe = recipe_of(
+        type(parts.distiller),
+        names=config["names"],
+        data=config["data"],
+        student=config["student"],
+        teacher=config.get("teacher"),
+        method=config["distiller"],
+    )
+    metadata = {RECIPE: json.dumps(recipe), "data": config["names"]["data"], "name": config["names"]["student"]}
+    metadata["top1"] = f"{keeper.last['top1']:.2f}"
+    save_safetensors(weights_of(deployed), folder / STUDENT, metadata)
+    result = {
+        "format": 1,
+        "status": "finished",
+        "names": config["names"],
+        "variant": config["variant"],
+        "seed": config["seed"],
+        "epochs": config["recipe"]["epochs"],
+        "evaluated_on": data.evaluated_on,
+        "best": keeper.best,
+        "last": keeper.last,
+        "teacher": None
+        if parts.teacher_scores is None
+        else {**parts.teacher_scores, "weights": config["teacher"].get("weights")},
+        "parameters": {
+            "student": record.count(parts.student),
+            "deployed": record.count(deployed),
+            "extra": record.count(parts.distiller, trainable=True),
+        },
+        "seconds": round(keeper.seconds, 1),
+        "images_per_second": record.mean_rate(keeper.images_per_second),
+        "precision": parts.precision,
+        "device": record.device_name(parts.device),
+        "versions": record.versions(),
+        "commit": record.commit(),
+        "hash": record.fingerprint(config),
+    }
+    if data.evaluated_on == "holdout":
+        result["test"] = _test_scores(folder, parts, deployed)
+    record.write_json(folder / RESULT, result)
+    best, last = keeper.best, keeper.last
+    log.info(
+        "%s top-1: last %.2f, best %.2f (epoch %d); written to %s",
+        data.evaluated_on,
+        last["top1"],
+        best["top1"],
+        best["epoch"],
+        folder,
+    )
+    return float(last["top1"])
+
+
+def _test_scores(folder: Path, parts: Prepared, deployed: Any) -> dict[str, dict[str, float]]:
+    """Of the last and of the best epoch, on the test set, for a run that was judged on a holdout."""
+
+    def scores() -> dict[str, float]:
+        found, _ = evaluate(
+            deployed,
+            parts.data.test_dataloader(),
+            num_classes=parts.data.num_classes,
+            device=parts.device,
+            precision=parts.precision,
+        )
+        return found
+
+    last = scores()
+    state = torch.load(folder / BEST, map_location="cpu", weights_only=True)["state_dict"]
+    parts.student.load_state_dict({k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")})
+    extra = {k.removeprefix("distiller."): v for k, v in state.items() if k.startswith("distiller.")}
+    parts.distiller.load_state_dict(extra)
+    return {"last": last, "best": scores()}

@@ -1,0 +1,90 @@
+"""Small data sets for the tests of both pipelines."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distill.data.base import Part
+from distill.data.folder import Folder
+from distill.data.resident import ResidentData
+
+COMMON = {
+    "root": "",
+    "mean": [0.5] * 3,
+    "std": [0.25] * 3,
+    "size": 6,
+    "holdout": 0,
+    "batch_size": 7,
+    "eval_batch_size": 4,
+    "seed": 3,
+}
+
+
+class Tiny(ResidentData):
+    """23 + 9 images of noise in 4 classes."""
+
+    def read(self):
+        generator = torch.Generator().manual_seed(0)
+        parts = []
+        for count in (23, 9):
+            images = torch.randint(256, (count, self.size, self.size, 3), dtype=torch.uint8, generator=generator)
+            parts.append(Part(images, torch.arange(count) % 4))
+        return tuple(parts)
+
+
+@pytest.fixture
+def tiny():
+    """Builds a resident data set that is ready for its loaders."""
+
+    def build(**numbers):
+        data = Tiny(**{**COMMON, "num_classes": 4, "flip": True, "padding": 2, **numbers})
+        data.prepare_data()
+        data.setup()
+        return data
+
+    return build
+
+
+def write_images(root, counts, *, kinds=("png", "jpg")):
+    """Class folders with images of noise, of various shapes and kinds: `counts` is {"train/cat": 3, ...}."""
+    noise = np.random.default_rng(0)
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True)
+        for number in range(count):
+            height, width = noise.integers(20, 40, 2)
+            pixels = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{number}.{kinds[number % len(kinds)]}")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A folder of 11 + 5 images in two classes."""
+    write_images(tmp_path, {"train/cat": 5, "train/dog": 6, "val/cat": 3, "val/dog": 2})
+    return tmp_path
+
+
+@pytest.fixture
+def folder():
+    """Builds a worker data set, not yet set up."""
+
+    def build(root, **numbers):
+        own = {"root": str(root), "size": 16, "batch_size": 4, "num_classes": 2, "flip": True, "workers": 0}
+        return Folder(**{**COMMON, **own, **numbers})
+
+    return build
+
+
+@pytest.fixture
+def same():
+    """Whether two batches agree in every bit."""
+
+    def compare(one, other):
+        for name in ("images", "labels", "index", "view"):
+            a, b = getattr(one, name), getattr(other, name)
+            if isinstance(a, Tensor) != isinstance(b, Tensor) or (isinstance(a, Tensor) and not torch.equal(a, b)):
+                return False
+        return one.rows == other.rows
+
+    return compare
