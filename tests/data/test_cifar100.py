@@ -47,7 +47,7 @@ def copy(tmp_path, monkeypatch):
     }
     sums = {}
     for name, content in contents.items():
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+        (folder / name).write_bytes(pickle.dumps(content, protocol=4))
         sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
     monkeypatch.setattr(cifar100, "checksums", lambda: sums)
     return tmp_path, pixels

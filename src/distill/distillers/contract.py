@@ -19,7 +19,7 @@ class Distiller(nn.Module):
     Attributes:
         needs: What it reads of the networks: "logits" or "features".
         views: How many views of each image it asks for: 1, or 2 with a strongly augmented one.
-        teacher: Whether it can do without a teacher.
+        needs_teacher: False for one that never asks the teacher: then a teacher only serves to compare with.
     """
 
     needs: ClassVar[Literal["logits", "features"]] = "logits"
@@ -32,7 +32,7 @@ class Distiller(nn.Module):
     def observe(self, student: Network, teacher: Network | None, batch: Batch) -> tuple[Output, Output]:
         """Answers of student and teacher to a batch; the teacher's without a graph."""
         answer: Output = student(batch.images)
-        if teacher is None:
+        if teacher is None or not self.needs_teacher:
             return answer, Output(logits=answer.logits.new_empty(len(batch), 0))
         with torch.no_grad():
             return answer, teacher(batch.images)

@@ -142,7 +142,7 @@ def _category(near: Tensor, labels: Tensor, first_row: int, denominator: str, re
     pairs = -F.logsigmoid(near - against) if denominator == "infonce" else against - near
     per_anchor = (pairs * positives).sum(dim=1) / partners[share].clamp(min=1)
     mean = torch.where(valid[share] & compared[:, 0], per_anchor, 0.0).sum() / rows
-    return mean * (joined / valid.sum().clamp(min=1)) if reduction == "valid" else mean
+    return mean * joined / valid.sum().clamp(min=1) if reduction == "valid" else mean
 
 
 class MCLD(Distiller):
