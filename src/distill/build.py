@@ -85,11 +85,10 @@ def build_network(node: Node, *, what: str, num_classes: int, mean: Any, std: An
         module = build(plain, what=what)
     if not isinstance(module, nn.Module):
         raise UserError(f"{what}._target_={node['_target_']} is no torch.nn.Module.")
-    network = module if isinstance(module, Network) else LogitNetwork(module)
+    network = module if isinstance(module, Network) else LogitNetwork(module=module)
     preferred = getattr(network, "preferred", lambda: (None, None, None))()
     own_mean, own_std, own_size = (
-        node.get(key) or preference
-        for key, preference in zip(("mean", "std", "input_size"), preferred, strict=True)
+        node.get(key) or preference for key, preference in zip(("mean", "std", "input_size"), preferred, strict=True)
     )
     network.normalise(mean=own_mean or mean, std=own_std or std, input_size=own_size)
     return network
@@ -126,7 +125,9 @@ def build_distiller(node: Node, spec: Spec, *, seed: int) -> Distiller:
     """
     target = get_class(node["_target_"]) if "_target_" in node else None
     if isinstance(target, type) and issubclass(target, Distiller) and target.needs_teacher and spec.teacher is None:
-        raise UserError(f"distiller {target.__name__} needs a teacher: choose one with teacher=NAME, or distiller=none.")
+        raise UserError(
+            f"distiller {target.__name__} needs a teacher: choose one with teacher=NAME, or distiller=none."
+        )
     with stream(seed, "distiller"):
         distiller = build(node, what="distiller", given=("spec",), arguments=(spec,))
     if not isinstance(distiller, Distiller):

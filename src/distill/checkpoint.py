@@ -94,13 +94,15 @@ def _unpickle(path: str | Path, map_location: Any) -> Any:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        if found := re.search(r"Unsupported (?:global|class).*?GLOBAL ([\w.]+)", str(error), re.DOTALL):
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
                 f"{path} holds objects that a safe load refuses ({found[1]}): save its state_dict alone, "
                 "with torch.save(network.state_dict(), path), and load that."
             ) from error
         raise UserError(f"{path} is no weights file, or a damaged one.") from error
-    except (RuntimeError, EOFError, KeyError, ValueError, IndexError, AssertionError) as error:
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read by this user.") from error
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, IndexError, AssertionError) as error:
         # what torch raises for bytes that are no checkpoint depends on where they stop making sense
         raise UserError(f"{path} is no weights file, or a damaged one.") from error
 
@@ -215,8 +217,8 @@ def _head(module: nn.Module) -> str | None:
     linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     try:
         said = getattr(module, "classifier", None)
-    except NotImplementedError:
-        said = None
+    except (NotImplementedError, UserError):
+        said = None  # not every network ends in one linear layer
     return next((name for name, layer in linear.items() if layer is said), next(reversed(linear), None))
 
 

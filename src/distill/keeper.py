@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from distill.checkpoint import save_atomically
 from distill.module import Distillation
+from distill.record import write_text
 
 LAST, BEST, METRICS = "last.ckpt", "best.ckpt", "metrics.csv"
 
@@ -142,8 +143,4 @@ def cut_back(path: Path, *, epochs: int) -> None:
     if not kept:
         path.unlink()
     elif len(kept) < len(lines) - 1:
-        save_atomically(path, lambda target: _write(target, lines[0] + "".join(kept)))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+        write_text(path, lines[0] + "".join(kept))

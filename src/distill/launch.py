@@ -25,6 +25,11 @@ def started_by_another(environ: Mapping[str, str] = os.environ) -> bool:
     return any(name in environ for name in EXTERNAL)
 
 
+def rank(environ: Mapping[str, str] = os.environ) -> int:
+    """This process's place among all of the run, before there is a process group."""
+    return int(next((environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in environ), 0))
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

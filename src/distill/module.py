@@ -56,8 +56,8 @@ class Distillation(pl.LightningModule):
         super().__init__()
         self.student = student
         self.distiller = distiller
-        self.__dict__["teacher"] = teacher
-        self.__dict__["deployed"] = distiller.deploy(student, teacher)
+        # in a tuple, into which nn.Module does not look
+        self._unregistered = (teacher, distiller.deploy(student, teacher))
         self.spec = spec
         self.optimizer_from = optimizer
         self.schedule = schedule
@@ -74,6 +74,16 @@ class Distillation(pl.LightningModule):
         self._step: Step | None = None
         # DDP would overwrite them from rank 0 at each forward; they start equal and see the same gathered rows
         self._ddp_params_and_buffers_to_ignore = [f"distiller.{name}" for name, _ in distiller.named_buffers()]
+
+    @property
+    def teacher(self) -> Network | None:
+        """The frozen teacher."""
+        return self._unregistered[0]
+
+    @property
+    def deployed(self) -> nn.Module:
+        """What is evaluated and exported: the student, or a composite of which it is a part."""
+        return self._unregistered[1]
 
     # ------------------------------------------------------------------ one step
 
@@ -100,7 +110,7 @@ class Distillation(pl.LightningModule):
         return loss if weight == 1 else loss * weight
 
     def _weight(self, batch: Batch, batch_idx: int) -> float:
-        """Rows here against rows of the optimizer step, undoing DDP's mean over ranks and Lightning's over micro-batches."""
+        """Share of the step's rows, undoing DDP's mean over ranks and Lightning's over micro-batches."""
         window = batch_idx // self.accumulate
         total = min(self.spec.batch_size, self.spec.num_samples - window * self.spec.batch_size)
         return len(batch) * max(1, len(batch.rows)) * self.accumulate / total
@@ -181,6 +191,5 @@ class Distillation(pl.LightningModule):
 
     def train(self, mode: bool = True) -> "Distillation":
         super().train(mode)
-        if isinstance(self.deployed, nn.Module):
-            self.deployed.train(mode)
+        self.deployed.train(mode)
         return self

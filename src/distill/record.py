@@ -17,7 +17,17 @@ from distill.checkpoint import read_metadata, read_state, save_atomically, save_
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "timm", "torchmetrics", "safetensors", "numpy")
 
 # overrides that decide neither the result nor its row in a table, or that stand in a column of their own
-_OF_THE_METHOD = ("distiller.", "recipe", "optimizer", "student.", "experiment", "pair", "tweak", "data.", "trainer.precision")
+_OF_THE_METHOD = (
+    "distiller.",
+    "recipe",
+    "optimizer",
+    "student.",
+    "experiment",
+    "pair",
+    "tweak",
+    "data.",
+    "trainer.precision",
+)
 _NOT_OF_THE_METHOD = (
     *("recipe.epochs", "data.root", "data.holdout", "data.download", "data.eval_batch_size", "data.workers"),
     *("student.name", "student.label"),
@@ -29,9 +39,7 @@ _PATHS = ("root", "weights", "download", "workers", "eval_batch_size")
 def variant(overrides: Iterable[str]) -> str:
     """What the command line changed of a method's defaults, sorted: a table's row beside the method's name."""
     plain = (override.lstrip("+~") for override in overrides)
-    kept = {
-        o for o in plain if o.startswith(_OF_THE_METHOD) and o.split("=", 1)[0] not in _NOT_OF_THE_METHOD
-    }
+    kept = {o for o in plain if o.startswith(_OF_THE_METHOD) and o.split("=", 1)[0] not in _NOT_OF_THE_METHOD}
     return " ".join(sorted(kept))
 
 
@@ -94,16 +102,20 @@ def count(module: nn.Module | None, *, trainable: bool = False) -> int:
 
 def write_json(path: Path, content: Any) -> None:
     """Write, whole or not at all."""
-    text = json.dumps(content, indent=2) + "\n"
-    save_atomically(path, lambda target: _write(target, text))
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+def write_text(path: Path, text: str) -> None:
+    """Write, whole or not at all."""
+
+    def write(target: Path) -> None:
+        target.write_text(text)
+
+    save_atomically(path, write)
 
 
 def save_teacher(path: Path, scores: dict[str, float], predictions: Tensor) -> None:
-    """Keep the teacher's scores and its class for every sample of the split, so that a resumed run need not ask again."""
+    """Keep the teacher's scores and predictions, so that a resumed run need not ask again."""
     save_safetensors({"predictions": predictions}, path, {"scores": json.dumps(scores)})
 
 

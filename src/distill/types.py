@@ -1,7 +1,7 @@
 """What flows through the system: batches, answers of networks, steps, and the shapes known beforehand."""
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,7 +33,9 @@ class Batch:
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {
+            k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)
+        }
         return replace(self, **moved)
 
 

@@ -1,5 +1,6 @@
 """A real Trainer, stopped and resumed, draws the batches that an uninterrupted one draws."""
 
+import multiprocessing
 import warnings
 
 import pytest
@@ -89,5 +90,6 @@ def test_the_worker_pipeline_resumes_too(tree, folder, tmp_path, workers):
     path = tmp_path / "step.ckpt"
     whole = fit(Recorder(path, (1, 0)), folder(tree, workers=workers), max_epochs=2)
     rest = fit(Recorder(), folder(tree, workers=workers), ckpt_path=path, max_epochs=2)
+    assert not multiprocessing.active_children()
     assert len(whole) == 6
     assert rest == whole[4:]

@@ -232,8 +232,8 @@ def test_rank_world_device_and_epoch_are_the_trainers(tiny):
     strategy = types.SimpleNamespace(root_device=torch.device("meta"))
     data.trainer = types.SimpleNamespace(global_rank=1, world_size=2, strategy=strategy, current_epoch=6)
     loader = data.train_dataloader()
-    assert (loader.rank, loader.world, loader.images.device.type, loader.epoch()) == (1, 2, "meta", 6)
-    assert data.val_dataloader().rank == 1
+    assert (loader.cuts.rank, loader.cuts.world, loader.images.device.type, loader.epoch()) == (1, 2, "meta", 6)
+    assert data.val_dataloader().cuts.rank == 1
 
 
 def test_a_batch_moves_as_a_whole(tiny):

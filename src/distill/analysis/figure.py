@@ -80,6 +80,7 @@ def _accuracies(axes: Axes, rows: list[Row]) -> None:
 
 
 def _dot(axes: Axes, stat: Stat, place: float, *, marker: str, color: str, face: str) -> None:
+    assert stat.mean is not None
     axes.errorbar(
         [stat.mean],
         [place],
@@ -103,6 +104,8 @@ def _growth(axes: Axes, curves: list[tuple[Row, dict[int, float]]]) -> None:
             linewidth=1.6,
             label=row.label,
         )
+    # the first tenth is steep and much alike: leaving it out makes room for what differs
+    axes.set_ylim(bottom=min(min(list(curve.values())[len(curve) // 10 :]) for _, curve in curves) - 1)
     axes.set_xlabel("epoch")
     axes.set_ylabel("top-1 (%), mean over seeds")
     axes.grid(color="0.9")

@@ -236,7 +236,7 @@ def _line(row: Row, metric: Metric, other: Metric) -> list[str]:
         str(row.last(other)),
         str(row.agreement),
         printed,
-        NOTHING if difference is None else f"{difference:+.2f}",
+        NOTHING if difference is None else f"{round(difference, 2) + 0.0:+.2f}",  # + 0.0: no "-0.00"
         NOTHING if teacher is None else f"{teacher:.2f}",
         NOTHING if speed is None else f"{speed:.0f}",
     ]

@@ -2,42 +2,63 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from distill.data.order import shares
 from distill.errors import UserError
 from distill.types import Batch
 
 
-class Loader(ABC):
-    """Yields this rank's rows of every global batch; the last batch may be smaller, none is dropped.
+@dataclass(frozen=True)
+class Cuts:
+    """Where the batches of an epoch begin and end; the last may be smaller, none is dropped.
 
-    Args:
+    Attributes:
         num_samples: Samples in the data set.
         batch_size: Rows of a batch over all ranks.
         rank: This process.
         world: Number of processes.
     """
 
-    def __init__(self, *, num_samples: int, batch_size: int, rank: int, world: int) -> None:
-        if batch_size < 1:
-            raise UserError(f"a batch of {batch_size} images was asked for; the batch size must be at least 1")
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world = world
+    num_samples: int
+    batch_size: int
+    rank: int
+    world: int
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
 
-    @abstractmethod
-    def __iter__(self) -> Iterator[Batch]: ...
-
-    def cut(self, batch: int) -> tuple[slice, tuple[int, ...]]:
+    def __getitem__(self, batch: int) -> tuple[slice, tuple[int, ...]]:
         """Where this rank's rows of a global batch lie in the epoch's order, and `Batch.rows`."""
         first = batch * self.batch_size
         rows = shares(min(self.batch_size, self.num_samples - first), world=self.world)
         start = first + sum(rows[: self.rank])
         return slice(start, start + rows[self.rank]), rows if self.world > 1 else ()
+
+
+class Loader(ABC):
+    """Yields this rank's rows of every global batch.
+
+    Args:
+        num_samples: Samples in the data set.
+        batch_size: Rows of a batch over all ranks.
+        rank: This process.
+        world: Number of processes.
+
+    Raises:
+        UserError: If a batch has no rows.
+    """
+
+    def __init__(self, *, num_samples: int, batch_size: int, rank: int, world: int) -> None:
+        if batch_size < 1:
+            raise UserError(f"a batch of {batch_size} images was asked for; the batch size must be at least 1")
+        self.cuts = Cuts(num_samples, batch_size, rank, world)
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 class TrainLoader(Loader):

@@ -77,13 +77,14 @@ class ResidentTrain(TrainLoader):
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The epoch's batches from the start-th on; `view` names each row's augmentation."""
-        views = draw_views(self.num_samples, padding=self.padding, flip=self.flip, seed=self.seed, epoch=epoch)
-        order = epoch_order(self.num_samples, seed=self.seed, epoch=epoch)
+        count = len(self.labels)
+        views = draw_views(count, padding=self.padding, flip=self.flip, seed=self.seed, epoch=epoch)
+        order = epoch_order(count, seed=self.seed, epoch=epoch)
         views = views[order].to(self.images.device)
         order = order.to(self.images.device)
         labels = self.labels[order]
         for batch in range(start, len(self)):
-            mine, rows = self.cut(batch)
+            mine, rows = self.cuts[batch]
             index, view = order[mine], views[mine]
             images = crop_and_flip(self.images, index, view, padding=self.padding)
             yield Batch(images.float() / 255, labels[mine], index, view=view, rows=rows)
@@ -107,7 +108,7 @@ class ResidentEval(Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in range(len(self)):
-            mine, rows = self.cut(batch)
+            mine, rows = self.cuts[batch]
             images = self.images[mine].permute(0, 3, 1, 2).float() / 255
             yield Batch(images, self.labels[mine], self.index[mine], rows=rows)
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from distill.data.loader import Loader, TrainLoader
+from distill.data.loader import Cuts, Loader, TrainLoader
 from distill.data.order import epoch_order, mixed
 from distill.errors import UserError
 from distill.types import Batch
@@ -38,11 +38,11 @@ def eval_transform(size: int) -> Transform:
     return transform
 
 
-class Files(Dataset[Row | UserError]):
+class Files(Dataset[Row | str]):
     """Image files by sample and epoch.
 
-    An image that cannot be read is answered with the error instead of raising it: torch would wrap what a worker
-    raises into its traceback.
+    An image that cannot be read is answered with a sentence on it: torch would wrap what a worker raises into its
+    traceback.
 
     Args:
         root: Folder that the paths start from.
@@ -59,25 +59,25 @@ class Files(Dataset[Row | UserError]):
         self.transform = transform
         self.seed = seed
 
-    def __getitem__(self, key: Key) -> Row | UserError:
+    def __getitem__(self, key: Key) -> Row | str:
         sample, epoch = key
         path = self.root / os.fsdecode(self.paths[sample])
         try:
             with Image.open(path) as image:
                 pixels = tvf.pil_to_tensor(image.convert("RGB"))
         except Exception as error:  # PIL's plugins raise whatever their format makes them
-            return UserError(f"{path} cannot be read as an image ({error}): replace or remove it")
+            return f"{path} cannot be read as an image ({error}): replace or remove it"
         # the generator alone, since torch.manual_seed would also seed the accelerators of a process without workers
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mixed(self.seed, epoch, sample))
             return self.transform(pixels), int(self.labels[sample]), sample
 
 
-def collate(rows: Sequence[Row | UserError], *, size: int) -> tuple[Tensor, Tensor, Tensor] | UserError:
-    """Images, labels and index of a batch, which may be empty, or the first error in it."""
+def collate(rows: Sequence[Row | str], *, size: int) -> tuple[Tensor, Tensor, Tensor] | str:
+    """Images, labels and index of a batch, which may be empty, or the first complaint in it."""
     good: list[Row] = []
     for row in rows:
-        if isinstance(row, UserError):
+        if isinstance(row, str):
             return row
         good.append(row)
     if not good:
@@ -90,34 +90,35 @@ def collate(rows: Sequence[Row | UserError], *, size: int) -> tuple[Tensor, Tens
 class Plan:
     """This rank's keys of every batch; set before each epoch, since the workers outlive it."""
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    def __init__(self, cuts: Cuts) -> None:
+        # not the loader itself: in a cycle, ending the workers is left to the garbage collector and takes seconds
+        self.cuts = cuts
         self.order = torch.empty(0, dtype=torch.long)
         self.epoch = 0
         self.start = 0
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for batch in range(self.start, len(self.loader)):
-            mine, _ = self.loader.cut(batch)
+        for batch in range(self.start, len(self.cuts)):
+            mine, _ = self.cuts[batch]
             yield [(sample, self.epoch) for sample in self.order[mine].tolist()]
 
 
-class Workers:
-    """Makes a loader's batches with worker processes, ahead of their use.
+class WorkerLoader(Loader):
+    """Batches of image files, made ahead of their use.
 
     Args:
-        loader: Whose batches.
-        files: Where their rows come from.
-        device: Where to put them.
+        files: The images.
+        device: Where to put the batches.
         size: Height and width of an image.
         workers: Processes; 0 works in this one.
+        **common: See `Loader` and `TrainLoader`.
     """
 
-    def __init__(self, loader: Loader, files: Files, *, device: torch.device, size: int, workers: int) -> None:
-        self.loader = loader
+    def __init__(self, files: Files, *, device: torch.device, size: int, workers: int, **common: Any) -> None:
+        super().__init__(num_samples=len(files.labels), **common)
         self.device = device
-        self.plan = Plan(loader)
-        self.torch_loader: DataLoader[Row | UserError] = DataLoader(
+        self.plan = Plan(self.cuts)
+        self.torch_loader: DataLoader[Row | str] = DataLoader(
             files,
             batch_sampler=self.plan,
             num_workers=workers,
@@ -127,7 +128,16 @@ class Workers:
             generator=torch.Generator(),  # else it draws from, and so moves, the process's own
         )
 
-    def batches(self, order: Tensor, *, epoch: int, start: int) -> Iterator[Batch]:
+    @property
+    def _iterator(self) -> Any:
+        """Lightning ends the worker processes that it finds under this name, torch's own."""
+        return self.torch_loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self.torch_loader._iterator = iterator
+
+    def ordered(self, order: Tensor, *, epoch: int, start: int) -> Iterator[Batch]:
         """Batches of an order of samples from the start-th on, on the device, channels-last.
 
         Raises:
@@ -135,49 +145,25 @@ class Workers:
         """
         self.plan.order, self.plan.epoch, self.plan.start = order, epoch, start
         for batch, content in enumerate(self.torch_loader, start):
-            if isinstance(content, UserError):
-                raise content
+            if isinstance(content, str):
+                raise UserError(content)
             images, labels, index = (tensor.to(self.device, non_blocking=True) for tensor in content)
             # bytes travel and change their layout, floats do not
             images = images.contiguous(memory_format=torch.channels_last).float() / 255
-            yield Batch(images, labels, index, rows=self.loader.cut(batch)[1])
+            yield Batch(images, labels, index, rows=self.cuts[batch][1])
 
 
-class WorkerTrain(TrainLoader):
-    """Shuffled and augmented batches of image files; `Batch.view` is None, for the views are without number.
-
-    Args:
-        files: The training set.
-        device: Where to put the batches.
-        size: Height and width of an image.
-        workers: Processes.
-        **common: See `TrainLoader`.
-    """
-
-    def __init__(self, files: Files, *, device: torch.device, size: int, workers: int, **common: Any) -> None:
-        super().__init__(num_samples=len(files.labels), **common)
-        self.workers = Workers(self, files, device=device, size=size, workers=workers)
+class WorkerTrain(WorkerLoader, TrainLoader):
+    """Shuffled and augmented; `Batch.view` is None, for the views are without number."""
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The epoch's batches from the start-th on."""
-        order = epoch_order(self.num_samples, seed=self.seed, epoch=epoch)
-        return self.workers.batches(order, epoch=epoch, start=start)
+        order = epoch_order(self.cuts.num_samples, seed=self.seed, epoch=epoch)
+        return self.ordered(order, epoch=epoch, start=start)
 
 
-class WorkerEval(Loader):
-    """Image files in order, centrally cropped; a rank may find no row in the last batch, but yields it all the same.
-
-    Args:
-        files: The images.
-        device: Where to put the batches.
-        size: Height and width of an image.
-        workers: Processes.
-        **common: See `Loader`.
-    """
-
-    def __init__(self, files: Files, *, device: torch.device, size: int, workers: int, **common: Any) -> None:
-        super().__init__(num_samples=len(files.labels), **common)
-        self.workers = Workers(self, files, device=device, size=size, workers=workers)
+class WorkerEval(WorkerLoader):
+    """In order; a rank may find no row in the last batch, but yields it all the same."""
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.workers.batches(torch.arange(self.num_samples), epoch=0, start=0)
+        return self.ordered(torch.arange(self.cuts.num_samples), epoch=0, start=0)

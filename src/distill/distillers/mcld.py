@@ -130,12 +130,8 @@ def _category(near: Tensor, labels: Tensor, first_row: int, denominator: str, re
     positives = same & ~own
     candidates = ~own if denominator == "supcon" else ~same
 
-    # all ranks' anchors, because their number divides the sum
-    partners = (labels[:, None] == labels).sum(dim=1) - 1
+    partners = (labels[:, None] == labels).sum(dim=1) - 1  # of all ranks' anchors, because their number divides the sum
     valid = partners > 0
-    if denominator == "printed":
-        valid &= partners < joined - 1  # a ratio to nothing has no logarithm
-
     # anchors without candidates give zero below; until then they keep all, as logsumexp of nothing has no gradient
     compared = candidates.any(dim=1, keepdim=True)
     against = near.masked_fill(~candidates & compared, -torch.inf).logsumexp(dim=1, keepdim=True)

@@ -59,19 +59,22 @@ class TimmNetwork(Network):
         size = self.model.pretrained_cfg["input_size"]
         images = torch.linspace(-1, 1, size[0] * size[1] * size[2]).view(1, *size)
         self.model.eval()
-        features, maps = self._features(images), []
+        features = self._features(images)
         if isinstance(features, Tensor):
             if hasattr(self.model, "forward_intermediates"):
                 same, maps = self.model.forward_intermediates(images)
                 sizes = [x.shape[-1] for x in maps]
                 falling = len(sizes) > 1 and sizes == sorted(set(sizes), reverse=True)
-                self.gives_maps = falling and _agree(same, features)
+                self.gives_maps = falling and same.shape == features.shape and torch.allclose(same, features)
             head = self.model.get_classifier()
             if isinstance(head, nn.Linear):
+                # bit for bit: a normalisation in between would be all but invisible while its statistics are new
                 pooled = self.model.forward_head(features, pre_logits=True)
                 fits = pooled.ndim == 2 and pooled.shape[1] == head.in_features
-                self.gives_pooled = fits and _agree(head(pooled), self.model.forward_head(features))
-                self.gives_final = self.gives_pooled and features.ndim == 4 and _agree(features.mean((2, 3)), pooled)
+                self.gives_pooled = fits and torch.equal(head(pooled), self.model.forward_head(features))
+                self.gives_final = (
+                    self.gives_pooled and features.ndim == 4 and torch.equal(features.mean((2, 3)), pooled)
+                )
         self.model.train()
 
     def _features(self, x: Tensor) -> Tensor | Sequence[Tensor]:
@@ -116,11 +119,6 @@ class TimmNetwork(Network):
             else:
                 logits = self.model.forward_head(features.float())
         return Output(logits, stages=tuple(maps), final=features if self.gives_final else None, pooled=pooled)
-
-
-def _agree(left: Tensor, right: Tensor) -> bool:
-    """Whether two ways to compute something give the same."""
-    return left.shape == right.shape and torch.allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
 class LogitNetwork(Network):

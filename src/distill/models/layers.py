@@ -72,13 +72,6 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
     return torch.unflatten(x, 1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def interleave(left: Tensor, right: Tensor) -> Tensor:
-    """`shuffle(cat([left, right]), 2)` in one copy: channels left 0, right 0, left 1, ..."""
-    if right.is_contiguous(memory_format=torch.channels_last):
-        return torch.stack((left.permute(0, 2, 3, 1), right.permute(0, 2, 3, 1)), 4).flatten(3).permute(0, 3, 1, 2)
-    return torch.stack((left, right), 2).flatten(1, 2)
-
-
 def require_positive(**numbers: int | Sequence[int]) -> None:
     """Refuse sizes that are no positive whole numbers, by name.
 

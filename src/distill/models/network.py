@@ -60,7 +60,7 @@ class Network(nn.Module):
     def classify(self, pooled: Tensor) -> Tensor:
         """Logits in float32: bf16 logits of norm 40 would be off by .1."""
         with torch.autocast(pooled.device.type, enabled=False):
-            logits: Tensor = self.classifier(pooled.float())
+            logits: Tensor = self.classifier(pooled if pooled.dtype is torch.float64 else pooled.float())
         return logits
 
     @torch.no_grad()
@@ -73,11 +73,15 @@ class Network(nn.Module):
         finally:
             for module, training in modes:
                 module.training = training
-        maps = lambda tensors: tuple(tuple(t.shape[1:]) for t in tensors)  # noqa: E731
         return Shapes(
             logits=probe.logits.shape[1],
-            stages=maps(probe.stages),
-            preacts=maps(probe.preacts),
-            final=None if probe.final is None else maps([probe.final])[0],
+            stages=tuple(_chw(f) for f in probe.stages),
+            preacts=tuple(_chw(f) for f in probe.preacts),
+            final=None if probe.final is None else _chw(probe.final),
             pooled=None if probe.pooled is None else probe.pooled.shape[1],
         )
+
+
+def _chw(feature: Tensor) -> tuple[int, int, int]:
+    _, channels, height, width = feature.shape
+    return channels, height, width

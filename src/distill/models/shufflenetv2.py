@@ -1,4 +1,4 @@
-"""ShuffleNetV2 for small images (Ma et al., 2018): split channels, work on one half, interleave."""
+"""ShuffleNetV2 for small images (Ma et al., 2018): split channels, work on one half, shuffle."""
 
 from collections.abc import Sequence
 
@@ -106,7 +106,7 @@ class ShuffleNetV2(Network):
             left = right = x
             for unit in stage:
                 left, right = unit(x)
-                x = layers.interleave(left, F.relu(right))
+                x = layers.shuffle(torch.cat([left, F.relu(right)], dim=1), 2)
             stages.append(x)
             preacts.append(torch.cat([left, right], dim=1))
         final = F.relu(self.bn2(self.conv2(x)))

@@ -47,7 +47,9 @@ def check(config: Config) -> None:
             " micro-batches: choose a divisor."
         )
     if config["trainer"]["num_nodes"] > 1 and not launch.started_by_another():
-        raise UserError("trainer.num_nodes needs a launcher that starts one process per device, such as torchrun or srun.")
+        raise UserError(
+            "trainer.num_nodes needs a launcher that starts one process per device, such as torchrun or srun."
+        )
 
 
 def device_of(trainer: Config) -> torch.device:
@@ -93,5 +95,3 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> Config:
     config = OmegaConf.to_container(merged)
     assert isinstance(config, dict)
     return {str(k): v for k, v in config.items()}
-
-

@@ -1,14 +1,13 @@
 """The parts of a run: data, networks, method, and what is known of the teacher."""
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from distill import record
+from distill import launch, record
 from distill.build import (
     build,
     build_distiller,
@@ -113,8 +112,10 @@ def measure_teacher(
             f"teacher={name} is at chance: {scores['top1']:.2f} % top-1, where naming the commonest class gives"
             f" {100 * chance:.2f} %. Give it weights with teacher.weights=FILE, or say teacher.allow_chance=true."
         )
-    log.info("teacher %s: top-1 %.2f, top-5 %.2f on the %s set", name, scores["top1"], scores["top5"], data.evaluated_on)
-    if not kept.exists() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    log.info(
+        "teacher %s: top-1 %.2f, top-5 %.2f on the %s set", name, scores["top1"], scores["top5"], data.evaluated_on
+    )
+    if not kept.exists() and launch.rank() == 0:
         record.save_teacher(kept, scores, predictions)
     return scores, predictions
 
@@ -143,5 +144,3 @@ def prepare(config: Config, folder: Path) -> Prepared:
         scores, predictions = measure_teacher(config, teacher, data, folder, precision, device)
     distiller.prepare(student, teacher)
     return Prepared(data, student, teacher, distiller, spec, precision, device, scores, predictions)
-
-

@@ -1,10 +1,9 @@
 """Scores of a network that is there already: a run's, a checkpoint's, or a weights file's."""
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -47,11 +46,11 @@ def score(cfg: DictConfig) -> dict[str, float]:
     network = _network(config)
     teacher = freeze(build_one(config, "teacher")) if config.get("teacher") else None
     data = build_data(config)
-    run = {"num_classes": data.num_classes, "device": device, "precision": precision}
+    ask = partial(evaluate, num_classes=data.num_classes, device=device, precision=precision)
     predictions: Tensor | None = None
     if teacher is not None:
-        _, predictions = evaluate(teacher, _batches(data, config["split"]), **run)
-    scores, _ = evaluate(network, _batches(data, config["split"]), teacher=predictions, **run)
+        _, predictions = ask(teacher, _batches(data, config["split"]))
+    scores, _ = ask(network, _batches(data, config["split"]), teacher=predictions)
     scores = {key: scores[key] for key in KEYS if key in scores}
     units = {"nll": " nats"}
     print(f"{config['names']['data']} {config['split']} set, precision {precision} ({why}):")
@@ -65,7 +64,9 @@ def score(cfg: DictConfig) -> dict[str, float]:
 def _network(config: Config) -> nn.Module:
     if config["source"] is None:
         if config["student"].get("weights") is None and not config["student"].get("pretrained"):
-            raise UserError("student.weights=FILE is missing: a network with random weights has no scores worth having.")
+            raise UserError(
+                "student.weights=FILE is missing: a network with random weights has no scores worth having."
+            )
         return build_one(config, "student")
     source = Path(config["source"])
     if source.suffix != ".ckpt":

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -50,22 +49,33 @@ def train(cfg: DictConfig) -> float:
     config = settings.resumed(cfg, overrides) if cfg.resume else settings.resolve(cfg)
     if not cfg.resume:
         config["variant"] = record.variant(overrides)
+    return carry_out(config, folder)
+
+
+def carry_out(config: Config, folder: Path) -> float:
+    """The run that a resolved configuration describes, in a folder: begun, gone on with, or found finished.
+
+    Returns:
+        Last top-1 in percent.
+
+    Raises:
+        UserError: As `train`.
+    """
     if (folder / RESULT).exists():
         result = json.loads((folder / RESULT).read_text())
         log.info("%s is finished: last top-1 %.2f", folder, result["last"]["top1"])
         return float(result["last"]["top1"])
     check(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(config), folder / settings.FILE)
     device = device_of(config["trainer"])
     world = world_of(config["trainer"], device)
+    if launch.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        record.write_text(folder / settings.FILE, OmegaConf.to_yaml(OmegaConf.create(config)))
+    prepared = prepare(config, folder)  # a user's mistake is said once, before there are ranks
     if world > 1 and not launch.started_by_another():
-        if config["recipe"]["batch_size"] // config["recipe"]["accumulate"] < world:
-            raise UserError(f"recipe.batch_size={config['recipe']['batch_size']} leaves some of {world} devices without images.")
-        prepared = prepare(config, folder)  # a user's mistake is said once, before there are ranks
         with launch.ranks(world, folder):
             return _fit(config, folder, prepared)
-    return _fit(config, folder, prepare(config, folder))
+    return _fit(config, folder, prepared)
 
 
 def train_rank(folder: Path) -> None:
@@ -79,7 +89,7 @@ def train_rank(folder: Path) -> None:
 
 def build_loggers(config: Config, folder: Path, split: str, variant: str) -> list[Any]:
     """Lightning loggers: every node of the group that has a `_target_`."""
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) != 0:
+    if launch.rank() != 0:
         return []
     loggers = []
     for key, node in config["logger"].items():
@@ -140,7 +150,9 @@ def _fit(config: Config, folder: Path, parts: Prepared) -> float:
             close_run()
 
 
-def _trainer(config: Config, parts: Prepared, folder: Path, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
+def _trainer(
+    config: Config, parts: Prepared, folder: Path, callbacks: list[pl.Callback], loggers: list[Any]
+) -> pl.Trainer:
     node = {k: v for k, v in config["trainer"].items() if k != "precision"}
     check_arguments(node, what="trainer")
     trainer: pl.Trainer = build({**node, "_partial_": True}, what="trainer")(

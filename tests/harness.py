@@ -1,0 +1,85 @@
+"""Runs as the command line composes them, inside the test's own process."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+from pytorch_lightning import Callback
+
+from distill import command
+from distill.run import config as settings
+from distill.run import train
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+METHODS = sorted(path.stem for path in (CONF / "distiller").glob("*.yaml"))
+# small and quick: six steps per epoch, float32, one thread
+SMALL = ("data=digits", "student=resnet8", "recipe.batch_size=256", "recipe.epochs=2", "trainer.precision=32-true")
+RANDOM_TEACHER = ("teacher=resnet8", "teacher.weights=null", "teacher.allow_chance=true")
+
+
+def configure(*overrides: str) -> settings.Config:
+    """The resolved configuration of a command line."""
+    command.offer()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    config = settings.resolve(cfg)
+    config["variant"] = ""
+    return config
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the program catches it."""
+
+
+class KillAt(Callback):
+    """Stops a run after so many batches of training, before anything else is written."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+
+
+def execute(config: settings.Config, folder: Path, *, kill_at: int | None = None) -> None:
+    """Carry a run out, or the part of it before it is killed."""
+    if kill_at is None:
+        train.carry_out(config, folder)
+        return
+    build = train._trainer
+
+    def with_killer(*args: Any) -> Any:
+        trainer = build(*args)
+        trainer.callbacks.insert(0, KillAt(kill_at))
+        return trainer
+
+    train._trainer = with_killer
+    try:
+        train.carry_out(config, folder)
+    except Killed:
+        pass
+    finally:
+        train._trainer = build
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a run's last checkpoint, optimizer included, by name."""
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    tensors: dict[str, torch.Tensor] = dict(checkpoint["state_dict"])
+    for number, buffers in checkpoint["optimizer_states"][0]["state"].items():
+        tensors |= {f"optimizer.{number}.{k}": v for k, v in buffers.items() if isinstance(v, torch.Tensor)}
+    return tensors
+
+
+def yaml(path: Path) -> Any:
+    """A YAML file as plain data, unresolved."""
+    return OmegaConf.to_container(OmegaConf.load(path))

@@ -1,0 +1,68 @@
+"""A run that is stopped anywhere and goes on ends with the bits of one that was not."""
+
+import random
+from pathlib import Path
+
+import harness
+import pytest
+import torch
+
+# the queue wraps within the first epoch
+SHORT_QUEUE = ("distiller.queue_length=600",)
+
+
+def method(name: str) -> list[str]:
+    teacher = () if name == "none" else harness.RANDOM_TEACHER
+    return [f"distiller={name}", *(teacher or ("teacher=none",)), *(SHORT_QUEUE if name == "mcld" else ())]
+
+
+def assert_equal_bits(one: Path, other: Path) -> None:
+    a, b = harness.state(one), harness.state(other)
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+    assert (one / "metrics.csv").read_text().count("\n") == 3
+    for left, right in zip(rows(one), rows(other), strict=True):
+        assert left == right
+
+
+def rows(folder: Path) -> list[list[str]]:
+    """metrics.csv without the column that measures time."""
+    lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    return [line[:-1] for line in lines]
+
+
+@pytest.mark.parametrize("name", harness.METHODS)
+def test_killed_and_resumed_equals_uninterrupted(name: str, tmp_path: Path) -> None:
+    """Default precision; killed at a step that differs from method to method."""
+    step = random.Random(name).randrange(2, 11)
+    config = harness.configure(*harness.SMALL, *method(name), "trainer.precision=auto", "checkpoint.steps=1")
+    harness.execute(config, tmp_path / "whole")
+    harness.execute(config, tmp_path / "killed", kill_at=step)
+    assert not (tmp_path / "killed/result.json").exists()
+    harness.execute(config, tmp_path / "killed")
+    assert_equal_bits(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("step", range(13))
+def test_at_every_step(step: int, tmp_path: Path, whole: Path) -> None:
+    """Checkpoints every second step, micro-batches of two: what lies after the last one is done again."""
+    config = harness.configure(*harness.SMALL, *method("mcld"), "checkpoint.steps=2", "recipe.accumulate=2")
+    harness.execute(config, tmp_path, kill_at=2 * step)
+    harness.execute(config, tmp_path)
+    assert_equal_bits(whole, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    harness.execute(harness.configure(*harness.SMALL, *method("mcld"), "recipe.accumulate=2"), folder)
+    return folder
+
+
+def test_killed_twice_and_between_epochs(tmp_path: Path, whole: Path) -> None:
+    config = harness.configure(*harness.SMALL, *method("mcld"), "checkpoint.steps=1", "recipe.accumulate=2")
+    for step in (3, 4, 7):
+        harness.execute(config, tmp_path, kill_at=step)
+    harness.execute(config, tmp_path)
+    assert_equal_bits(whole, tmp_path)
