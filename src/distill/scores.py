@@ -1,6 +1,7 @@
 """How good a network is: accuracy, likelihood, calibration, agreement with a teacher."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,21 @@ class Scores(nn.Module):
             metric.reset()
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        scores: As `Scores.compute`.
+        predictions: The network's class for every sample, by `Batch.index`, on the CPU.
+        labels: The true ones, likewise.
+    """
+
+    scores: dict[str, float]
+    predictions: Tensor
+    labels: Tensor
+
+
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
@@ -65,7 +81,7 @@ def evaluate(
     device: torch.device,
     precision: str,
     teacher: Tensor | None = None,
-) -> tuple[dict[str, float], Tensor]:
+) -> Evaluation:
     """Score a network in a single process.
 
     Args:
@@ -75,23 +91,17 @@ def evaluate(
         device: Where to run; the network is moved there.
         precision: As `choose_precision` returns it.
         teacher: The teacher's predictions for every sample of the split, by `Batch.index`.
-
-    Returns:
-        The scores, and the network's own predictions by `Batch.index`, on the CPU.
     """
     network.eval().to(device)
     scores = Scores(num_classes).to(device)
-    indices: list[Tensor] = []
-    predicted: list[Tensor] = []
+    rows: list[Tensor] = []
     teacher = None if teacher is None else teacher.to(device)
     for batch in batches:
         batch = batch.to(device)
         with autocast(precision, device):
             output: Output = network(batch.images)
         scores.update(output.logits, batch.labels, None if teacher is None else teacher[batch.index])
-        indices.append(batch.index)
-        predicted.append(output.logits.argmax(dim=1))
-    index = torch.cat(indices)
-    predictions = torch.empty_like(index)
-    predictions[index] = torch.cat(predicted)
-    return scores.compute(), predictions.cpu()
+        rows.append(torch.stack([batch.index, output.logits.argmax(dim=1), batch.labels]))
+    index, predictions, labels = torch.cat(rows, dim=1).cpu()
+    order = index.argsort()
+    return Evaluation(scores.compute(), predictions[order], labels[order])

@@ -96,28 +96,31 @@ def measure_teacher(
     Raises:
         UserError: If it is no better than always naming the commonest class, unless `teacher.allow_chance` is set.
     """
-    kept = folder / TEACHER
+    kept, name = folder / TEACHER, config["names"]["teacher"]
     if kept.exists():
         scores, predictions = record.read_teacher(kept)
     else:
-        scores, predictions = evaluate(
+        found = evaluate(
             teacher, data.val_dataloader(), num_classes=data.num_classes, device=device, precision=precision
         )
-    labels = torch.cat([batch.labels for batch in data.val_dataloader()]).cpu()
-    chance = labels.bincount().max().item() / len(labels)
-    limit = 100 * (chance + 3 * (chance * (1 - chance) / len(labels)) ** 0.5)
-    name = config["names"]["teacher"]
-    if scores["top1"] <= limit and not config["teacher"].get("allow_chance"):
-        raise UserError(
-            f"teacher={name} is at chance: {scores['top1']:.2f} % top-1, where naming the commonest class gives"
-            f" {100 * chance:.2f} %. Give it weights with teacher.weights=FILE, or say teacher.allow_chance=true."
-        )
-    log.info(
-        "teacher %s: top-1 %.2f, top-5 %.2f on the %s set", name, scores["top1"], scores["top5"], data.evaluated_on
-    )
-    if not kept.exists() and launch.rank() == 0:
-        record.save_teacher(kept, scores, predictions)
+        scores, predictions = found.scores, found.predictions
+        if not config["teacher"].get("allow_chance"):
+            _refuse_chance(name, scores["top1"], found.labels)
+        if launch.rank() == 0:
+            record.save_teacher(kept, scores, predictions)
+    top1, top5 = scores["top1"], scores["top5"]
+    log.info("teacher %s: top-1 %.2f, top-5 %.2f on the %s set", name, top1, top5, data.evaluated_on)
     return scores, predictions
+
+
+def _refuse_chance(name: str, top1: float, labels: Tensor) -> None:
+    commonest = labels.bincount().max().item() / len(labels)
+    deviation = (commonest * (1 - commonest) / len(labels)) ** 0.5
+    if top1 <= 100 * (commonest + 3 * deviation):
+        raise UserError(
+            f"teacher={name} is at chance: {top1:.2f} % top-1, where naming the commonest class gives"
+            f" {100 * commonest:.2f} %. Give it weights with teacher.weights=FILE, or say teacher.allow_chance=true."
+        )
 
 
 def prepare(config: Config, folder: Path) -> Prepared:

@@ -49,9 +49,9 @@ def score(cfg: DictConfig) -> dict[str, float]:
     ask = partial(evaluate, num_classes=data.num_classes, device=device, precision=precision)
     predictions: Tensor | None = None
     if teacher is not None:
-        _, predictions = ask(teacher, _batches(data, config["split"]))
-    scores, _ = ask(network, _batches(data, config["split"]), teacher=predictions)
-    scores = {key: scores[key] for key in KEYS if key in scores}
+        predictions = ask(teacher, _batches(data, config["split"])).predictions
+    found = ask(network, _batches(data, config["split"]), teacher=predictions).scores
+    scores = {key: found[key] for key in KEYS if key in found}
     units = {"nll": " nats"}
     print(f"{config['names']['data']} {config['split']} set, precision {precision} ({why}):")
     for key, value in scores.items():

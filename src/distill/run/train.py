@@ -230,14 +230,14 @@ def _test_scores(folder: Path, parts: Prepared, deployed: Any) -> dict[str, dict
     """Of the last and of the best epoch, on the test set, for a run that was judged on a holdout."""
 
     def scores() -> dict[str, float]:
-        found, _ = evaluate(
+        found = evaluate(
             deployed,
             parts.data.test_dataloader(),
             num_classes=parts.data.num_classes,
             device=parts.device,
             precision=parts.precision,
         )
-        return found
+        return found.scores
 
     last = scores()
     state = torch.load(folder / BEST, map_location="cpu", weights_only=True)["state_dict"]
