@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.load import load as load
+    from distill.deploy import load as load
 
 __all__ = ["load"]
 
@@ -11,7 +11,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     # torch stays unimported until something asks for it: shell completion must answer at once
     if name == "load":
-        from distill.load import load
+        from distill.deploy import load
 
         return load
     raise AttributeError(f"module 'distill' has no attribute '{name}'")

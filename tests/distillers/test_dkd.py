@@ -88,6 +88,7 @@ def test_a_target_below_the_smallest_float_still_pulls():
     torch.testing.assert_close(student.grad, torch.tensor([[-1.0, 0.5, 0.5]]))
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
 def test_masked_classes_take_no_part_and_a_row_without_classes_gives_zero():
     student, teacher, _ = make(rows=3)
     masked = torch.zeros(3, 7, dtype=torch.bool)
@@ -98,7 +99,9 @@ def test_masked_classes_take_no_part_and_a_row_without_classes_gives_zero():
     expected = kd_loss(student[:1, kept], teacher[:1, kept], temperature=2.0)
     expected = (expected + kd_loss(student[2:], teacher[2:], temperature=2.0)) / 3
     torch.testing.assert_close(loss, expected)
-    (gradient,) = torch.autograd.grad(loss, student)
+    with torch.autograd.detect_anomaly(check_nan=True):  # no NaN on the way either
+        loss = masked_kl(student, teacher, masked, temperature=2.0)
+        (gradient,) = torch.autograd.grad(loss, student)
     assert (gradient[masked] == 0).all()
     assert (gradient[~masked] != 0).all()
 
@@ -111,6 +114,13 @@ def test_one_class_only_and_equal_logits_give_zero_and_the_teacher_gets_no_gradi
     dkd_loss(student, teacher, labels, **NUMBERS).backward()
     assert student.grad.isfinite().all()
     assert teacher.grad is None
+
+
+def test_half_precision_logits_are_computed_in_float32():
+    student, teacher = (20 * torch.randn(2, 5, 7)).bfloat16().unbind()
+    labels = torch.tensor([0, 3, 3, 6, 1])
+    loss = dkd_loss(student, teacher, labels, **NUMBERS)
+    assert torch.equal(loss, dkd_loss(student.float(), teacher.float(), labels, **NUMBERS))
 
 
 def test_the_ramp_is_linear_from_the_first_epoch_on_and_then_one():

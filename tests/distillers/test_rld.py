@@ -100,6 +100,13 @@ def test_value_and_gradient_stay_finite_under_large_logits(scale, dtype):
             assert student.grad.isfinite().all()
 
 
+def test_half_precision_logits_are_computed_in_float32():
+    student, teacher = (20 * torch.randn(2, 5, 7)).bfloat16().unbind()
+    labels = torch.tensor([0, 3, 3, 6, 1])
+    loss = rld_loss(student, teacher, labels, **NUMBERS)
+    assert torch.equal(loss, rld_loss(student.float(), teacher.float(), labels, **NUMBERS))
+
+
 def test_the_teacher_gets_no_gradient():
     student, teacher, labels = make()
     teacher.requires_grad_()

@@ -3,9 +3,10 @@
 import random
 from pathlib import Path
 
-import harness
 import pytest
 import torch
+
+import harness
 
 # the queue wraps within the first epoch
 SHORT_QUEUE = ("distiller.queue_length=600",)

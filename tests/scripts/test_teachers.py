@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 from distill import zoo
 from distill.checkpoint import key_hash, read_metadata, save_safetensors
+from distill.deploy import RECIPE, load
 from distill.errors import UserError
-from distill.load import RECIPE, load
 from distill.types import Output
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "teachers.py"

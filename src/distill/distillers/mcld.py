@@ -130,15 +130,16 @@ def _category(near: Tensor, labels: Tensor, first_row: int, denominator: str, re
     positives = same & ~own
     candidates = ~own if denominator == "supcon" else ~same
 
-    partners = (labels[:, None] == labels).sum(dim=1) - 1  # of all ranks' anchors, because their number divides the sum
-    valid = partners > 0
     # anchors without candidates give zero below; until then they keep all, as logsumexp of nothing has no gradient
     compared = candidates.any(dim=1, keepdim=True)
     against = near.masked_fill(~candidates & compared, -torch.inf).logsumexp(dim=1, keepdim=True)
     pairs = -F.logsigmoid(near - against) if denominator == "infonce" else against - near
-    per_anchor = (pairs * positives).sum(dim=1) / partners[share].clamp(min=1)
-    mean = torch.where(valid[share] & compared[:, 0], per_anchor, 0.0).sum() / rows
-    return mean * joined / valid.sum().clamp(min=1) if reduction == "valid" else mean
+    per_anchor = (pairs * positives).sum(dim=1) / positives.sum(dim=1).clamp(min=1)
+    mean = torch.where(compared[:, 0], per_anchor, 0.0).sum() / rows
+    if reduction == "all":
+        return mean
+    valid = ((labels[:, None] == labels).sum(dim=1) > 1).sum()  # of all ranks' anchors
+    return mean * joined / valid.clamp(min=1)
 
 
 class MCLD(Distiller):
@@ -283,8 +284,7 @@ class MCLD(Distiller):
             masked = masked | (self.queue_index == batch.index[:, None])
         if self.target_mask == "same_class":
             known = self.queue_index >= 0
-            classes = torch.where(known, self.sample_labels[self.queue_index.clamp(min=0)], -1)
-            masked = masked | (classes == batch.labels[:, None])
+            masked = masked | (known & (self.sample_labels[self.queue_index] == batch.labels[:, None]))
         return masked
 
     def _normalized(self, rows: Tensor) -> Tensor:

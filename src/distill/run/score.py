@@ -12,8 +12,8 @@ from distill import record
 from distill.build import channels_last, freeze
 from distill.checkpoint import load_weights
 from distill.data.base import ImageData
+from distill.deploy import load, rebuild_run, weights_of
 from distill.errors import UserError
-from distill.load import load, rebuild_run, weights_of
 from distill.numerics import choose_precision, flush_denormals
 from distill.run import config as settings
 from distill.run.config import Config, device_of

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from distill import launch, record
 from distill.build import build, check_arguments
 from distill.checkpoint import AtomicIO, save_safetensors
+from distill.deploy import RECIPE, recipe_of, weights_of
 from distill.errors import UserError
 from distill.keeper import BEST, LAST, Keeper
-from distill.load import RECIPE, recipe_of, weights_of
 from distill.module import Distillation
 from distill.numerics import mix
 from distill.progress import Progress, StepLog
@@ -30,6 +30,8 @@ log = logging.getLogger("distill")
 # its notices at every start (hardware found and not found, an advertisement) say nothing of the run
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+# what we log is over all ranks already
+warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\(.*sync_dist=True")
 
 RESULT, STUDENT = "result.json", "student.safetensors"
 

@@ -1,0 +1,48 @@
+# `make` or `make help` lists what can be made.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DONE := $(VENV)/.installed
+DEMO := outputs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check format clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(DONE)  ## make .venv with everything in it (about two minutes; the others do it when it is absent)
+
+$(DONE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(DONE)  ## a teacher and three students on scikit-learn's digits: a table and a picture, in a few minutes
+	$(RUN) src/train.py data=digits distiller=none teacher=none student=resnet20 hydra.run.dir=$(DEMO)/teacher
+	$(RUN) scripts/teachers.py install $(DEMO)/teacher --force
+	$(RUN) src/train.py -m data=digits distiller=none,kd,mcld teacher=resnet20 student=resnet8 recipe.epochs=4 \
+	    hydra.sweep.dir=$(DEMO)/students
+	$(RUN) scripts/table.py $(DEMO)/students --output $(DEMO)/table.md --picture $(DEMO)/comparison.png
+	@echo "The picture is $(DEMO)/comparison.png"
+
+test: $(DONE)  ## the tests, in about ten minutes; those on CIFAR-100 run where DISTILL_DATA names its folder
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+
+test-slow: $(DONE)  ## the tests that take longer
+	$(RUN) -m pytest -m slow
+
+check: $(DONE)  ## style, types and import rules
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(DONE)  ## put the code into its form
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+clean:  ## remove caches and the environment, but no results
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
