@@ -22,9 +22,9 @@ $(DONE): pyproject.toml constraints.txt
 demo: $(DONE)  ## a teacher and three students on scikit-learn's digits: a table and a picture, in a few minutes
 	$(RUN) src/train.py data=digits distiller=none teacher=none student=resnet20 hydra.run.dir=$(DEMO)/teacher
 	$(RUN) scripts/teachers.py install $(DEMO)/teacher --force
-	$(RUN) src/train.py -m data=digits distiller=none,kd,mcld teacher=resnet20 student=resnet8 recipe.epochs=4 \
+	$(RUN) src/train.py -m data=digits distiller=none,kd,mcld teacher=resnet20 student=resnet8 seed=0,1 \
 	    hydra.sweep.dir=$(DEMO)/students
-	$(RUN) scripts/table.py $(DEMO)/students --output $(DEMO)/table.md --picture $(DEMO)/comparison.png
+	$(RUN) scripts/table.py $(DEMO)/students --picture $(DEMO)/comparison.png | tee $(DEMO)/table.md
 	@echo "The picture is $(DEMO)/comparison.png"
 
 test: $(DONE)  ## the tests, in about ten minutes; those on CIFAR-100 run where DISTILL_DATA names its folder

@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, get_object, instantiate
 from torch import nn
 
 from distill.checkpoint import load_weights
 from distill.distillers import Distiller
 from distill.errors import UserError
+from distill.kinds import fits, kinds_of, said
+from distill.mistake import nearest_first
 from distill.models.adapters import LogitNetwork
 from distill.models.network import Network
 from distill.numerics import stream
@@ -23,7 +26,7 @@ Node = Mapping[str, Any]
 
 
 def check_arguments(node: Node, *, what: str, given: tuple[str, ...] = ()) -> None:
-    """Refuse keys that the class of a node does not take, and missing ones, by name.
+    """Refuse keys that the class of a node does not take, missing ones, and values of another kind, by name.
 
     Args:
         node: Has `_target_` and keyword arguments.
@@ -36,9 +39,11 @@ def check_arguments(node: Node, *, what: str, given: tuple[str, ...] = ()) -> No
     if "_target_" not in node:
         raise UserError(f"{what} has no _target_: name the class to build, e.g. {what}._target_=package.module.Class.")
     try:
-        target = get_class(node["_target_"])
+        target = get_object(node["_target_"])
     except Exception as error:
-        raise UserError(f"{what}._target_={node['_target_']} cannot be imported: {error}") from error
+        raise UserError(
+            f"{what}._target_={node['_target_']} cannot be imported: {error.__cause__ or error}."
+        ) from error
     try:
         parameters = inspect.signature(target).parameters.values()
     except ValueError:
@@ -49,20 +54,32 @@ def check_arguments(node: Node, *, what: str, given: tuple[str, ...] = ()) -> No
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
     keys = [k for k in node if not str(k).startswith("_")]
     if unknown := [k for k in keys if k not in known]:
-        raise UserError(f"{what} has no key {_names(unknown)}: {target.__name__} takes {', '.join(known)}.")
+        choices = nearest_first(unknown[0], known)
+        raise UserError(f"There is no key {what}.{unknown[0]}: {target.__name__} takes {choices}.")
     needed = [p.name for p in parameters if p.default is p.empty and p.name in known]
     if missing := [k for k in needed if k not in keys]:
-        raise UserError(f"{what} lacks {_names(missing)}: {target.__name__} needs {', '.join(needed)}.")
-
-
-def _names(keys: list[str]) -> str:
-    return ", ".join(f"'{k}'" for k in keys)
+        raise UserError(f"{what} lacks {', '.join(missing)}: {target.__name__} needs {', '.join(needed)}.")
+    for key, kind in kinds_of(target).items():
+        if key in keys and not fits(node[key], kind):
+            raise UserError(f"{what}.{key}={node[key]} does not fit: {target.__name__} takes {said(kind)}.")
 
 
 def build(node: Node, *, what: str, given: tuple[str, ...] = (), arguments: tuple[Any, ...] = ()) -> Any:
-    """Instantiate a node after `check_arguments`; its lists and dictionaries arrive as plain Python ones."""
+    """Instantiate a node after `check_arguments`; its lists and dictionaries arrive as plain Python ones.
+
+    Raises:
+        UserError: As `check_arguments`, or as the class itself says.
+    """
     check_arguments(node, what=what, given=given)
-    return instantiate(dict(node), *arguments, _convert_="all")
+    try:
+        return instantiate(dict(node), *arguments, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:  # Hydra wraps what a constructor raises
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__cause__
+        raise
 
 
 def build_network(node: Node, *, what: str, num_classes: int, mean: Any, std: Any, seed: int) -> Network:

@@ -1,19 +1,26 @@
 """What the entry scripts share; imports no torch, so that --help and Tab answer at once."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill import zoo
 from distill.data.layout import classes_in
 from distill.errors import UserError
+from distill.mistake import BEFORE_A_JOB, sentence
 
 T = TypeVar("T")
 
 LONGEST_NAME = 120
+FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def scaled(value: Any, *, _root_: DictConfig) -> Any:
@@ -26,8 +33,12 @@ def scaled(value: Any, *, _root_: DictConfig) -> Any:
 
 
 def folder_name(text: str) -> str:
-    """What ran, as a folder name that every file system takes: `distiller=kd,seed=1` to `distiller=kd,seed=1`."""
-    name = re.sub(r"[^\w.,=+-]+", "_", text).strip("._") or "default"
+    """What ran, as a folder name: `distiller=kd,seed=1` to `distiller-kd_seed-1`.
+
+    Every file system takes it, and the command line takes it back unquoted (`resume=...`), where "=" and "," mean
+    something else.
+    """
+    name = re.sub(r"[^\w.+-]+", "_", text.replace("=", "-"), flags=re.ASCII).strip("._-") or "default"
     if len(name) <= LONGEST_NAME:
         return name
     # two long names that differ late must not meet
@@ -39,6 +50,8 @@ def folder_name(text: str) -> str:
 def offer() -> None:
     """Register networks and resolvers, and let `-cd FOLDER` bring its own Python modules."""
     zoo.offer()
+    # Hydra copies its sources at every question to them, this singleton with all networks included: --help took seconds
+    setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
     OmegaConf.register_new_resolver("scaled", scaled, replace=True)
     OmegaConf.register_new_resolver("classes_in", classes_in, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
@@ -46,13 +59,41 @@ def offer() -> None:
     for flag, value in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
         name, _, attached = flag.partition("=")
         if name in ("-cd", "--config-dir"):
-            sys.path.insert(0, attached or value)
+            sys.path.insert(0, str(Path(attached or value).resolve()))
+
+
+def answer(main: Callable[[], Any]) -> None:
+    """Run an entry script's `main`; a mistake in the command line is said in one sentence, without a traceback.
+
+    `HYDRA_FULL_ERROR=1` in the environment shows the traceback all the same.
+    """
+    if os.environ.get(FULL_ERROR) == "1":
+        main()
+        return
+    os.environ[FULL_ERROR] = "1"  # Hydra raises its errors then, instead of printing them its way
+    try:
+        main()
+    except UserError:
+        sys.exit(1)  # said by `speak`, when its job of a sweep ended
+    except BEFORE_A_JOB as error:
+        print(sentence(error), file=sys.stderr)
+        sys.exit(1)
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):
+            raise
+        print("A group takes a name, not null: to have no teacher, write teacher=none.", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        os.environ.pop(FULL_ERROR, None)
 
 
 def speak(run: Callable[[], T]) -> T:
-    """Run, and say a user's mistake in its one sentence, without a traceback."""
+    """Run a job, and say a user's mistake in its one sentence, without a traceback; a sweep goes on with the next."""
     try:
         return run()
     except UserError as error:
-        print(error, file=sys.stderr)
+        text = " ".join(str(error).split())
+        print(text if text.endswith((".", "?")) else f"{text}.", file=sys.stderr)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
         sys.exit(1)

@@ -17,6 +17,10 @@ from distill.types import Spec
 RECIPE = "distill"  # the metadata key under which a file says how to rebuild its network
 
 
+def _composite(target: type) -> bool:
+    return getattr(target, "deploy", None) is not Distiller.deploy
+
+
 def recipe_of(
     target: type, *, names: dict[str, Any], data: dict[str, Any], student: Any, teacher: Any, method: Any
 ) -> dict[str, Any]:
@@ -26,7 +30,7 @@ def recipe_of(
     """
     sizes = {key: data[key] for key in ("num_classes", "size", "mean", "std")}
     recipe: dict[str, Any] = {"names": names, "data": sizes, "student": {**student, "weights": None}}
-    if getattr(target, "deploy", None) is not Distiller.deploy:
+    if _composite(target):
         recipe |= {"teacher": {**teacher, "weights": None}, "distiller": method}
     return recipe
 
@@ -59,8 +63,14 @@ def rebuild(recipe: dict[str, Any]) -> nn.Module:
 
 
 def rebuild_run(config: dict[str, Any]) -> nn.Module:
-    """The deployed module of a run's resolved configuration, with random weights."""
+    """The deployed module of a run's resolved configuration, with random weights, to put a checkpoint's student into.
+
+    Raises:
+        UserError: If the method deploys more than the student, which a checkpoint does not hold in one piece.
+    """
     target = get_class(config["distiller"]["_target_"])
+    if _composite(target):
+        raise UserError(f"{target.__name__} deploys more than its student: evaluate the run's student.safetensors.")
     parts = {"names": config["names"], "data": config["data"], "student": config["student"]}
     return rebuild(recipe_of(target, **parts, teacher=config.get("teacher"), method=config["distiller"]))
 

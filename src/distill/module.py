@@ -166,7 +166,7 @@ class Distillation(pl.LightningModule):
             "images_per_second": self._rate,
         }
         self.epoch_metrics = {"epoch": self.current_epoch + 1, "step": self.global_step, **values}
-        self.log_dict(values, rank_zero_only=True)
+        self.log_dict({"epoch": float(self.current_epoch + 1), **values}, rank_zero_only=True)
 
     def check_finite(self) -> None:
         """Refuse to go on with a loss that is not finite; reads the device, hence only now and then.
@@ -176,8 +176,8 @@ class Distillation(pl.LightningModule):
         """
         if bad := self.meter.not_finite():
             raise UserError(
-                f"The loss is not finite: {', '.join(bad)} in epoch {self.current_epoch + 1}. The last good checkpoint"
-                " is kept; try a lower learning rate (recipe.lr) or a higher distiller temperature."
+                f"The loss is not finite: {', '.join(bad)} in epoch {self.current_epoch + 1}. Checkpoints from"
+                " before are kept; try a lower learning rate (recipe.lr) or a higher distiller temperature."
             )
 
     # ------------------------------------------------------------------ state

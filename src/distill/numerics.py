@@ -33,7 +33,7 @@ def choose_precision(asked: str, device: torch.device) -> tuple[str, str]:
         return "32-true", f"{torch.cuda.get_device_name(device)} does not compute in bfloat16"
     if device.type == "cpu":
         for has, name in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "AVX512-BF16")):
-            if getattr(torch.cpu, has)():
+            if getattr(torch.cpu, has, bool)():
                 return "bf16-mixed", f"this CPU has {name}"
         return "32-true", "this CPU has neither AMX nor AVX512-BF16"
     return "32-true", f"bfloat16 is untested on {device.type}"

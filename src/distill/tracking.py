@@ -59,7 +59,7 @@ def open_run(
         id=run_id(folder),
         resume="allow",
         save_dir=folder,
-        offline=mode == "offline",
+        mode=mode,
         config=config,
     )
     run = logger.experiment

@@ -1,14 +1,13 @@
 """Small data sets for the tests of both pipelines."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from distill.data.base import Part
 from distill.data.folder import Folder
 from distill.data.resident import ResidentData
+from image_files import write_images
 
 COMMON = {
     "root": "",
@@ -45,17 +44,6 @@ def tiny():
         return data
 
     return build
-
-
-def write_images(root, counts, *, kinds=("png", "jpg")):
-    """Class folders with images of noise, of various shapes and kinds: `counts` is {"train/cat": 3, ...}."""
-    noise = np.random.default_rng(0)
-    for folder, count in counts.items():
-        (root / folder).mkdir(parents=True)
-        for number in range(count):
-            height, width = noise.integers(20, 40, 2)
-            pixels = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / folder / f"{number}.{kinds[number % len(kinds)]}")
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from conftest import write_images
 from distill.data.layout import classes_in
 from distill.errors import UserError
+from image_files import write_images
 
 
 def ready(data):

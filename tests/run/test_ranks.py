@@ -51,7 +51,8 @@ def two_ranks(worker: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) 
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(launch._free_port()),
         }
-        assert worker.stdin and worker.stdout
+        assert worker.stdin
+        assert worker.stdout
         worker.stdin.write(json.dumps({"env": {**shared, "LOCAL_RANK": "1"}, "folder": str(folder)}) + "\n")
         worker.stdin.flush()
         with monkeypatch.context() as patch:

@@ -7,6 +7,7 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from distill.analysis.store import Result, read_curve
 from distill.analysis.table import Row, Stat, group
@@ -107,6 +108,7 @@ def _growth(axes: Axes, curves: list[tuple[Row, dict[int, float]]]) -> None:
     # the first tenth is steep and much alike: leaving it out makes room for what differs
     axes.set_ylim(bottom=min(min(list(curve.values())[len(curve) // 10 :]) for _, curve in curves) - 1)
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("top-1 (%), mean over seeds")
     axes.grid(color="0.9")
     axes.set_axisbelow(True)

@@ -130,18 +130,18 @@ class LogitNetwork(Network):
 
     def __init__(self, *, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.inner = module
 
     @property
     def published(self) -> nn.Module:
-        return self.module
+        return self.inner
 
     def answer(self, x: Tensor) -> Output:
-        logits = self.module(x)
+        logits = self.inner(x)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             given = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"{type(logits)}"
             raise UserError(
-                f"{type(self.module).__name__} must answer with its logits, a tensor of shape (batch, classes), "
+                f"{type(self.inner).__name__} must answer with its logits, a tensor of shape (batch, classes), "
                 f"but answers with {given}; wrap it in a module that returns them"
             )
         return Output(logits.float())

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill import launch
 from distill.errors import UserError
+from distill.mistake import nearest_first
 
 Config = dict[str, Any]
 FILE = "config.yaml"
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 def resolve(cfg: DictConfig) -> Config:
@@ -21,12 +23,15 @@ def resolve(cfg: DictConfig) -> Config:
     Raises:
         UserError: If a value is missing, or there is no recipe for the data set.
     """
+    _refuse_hidden_files()
     if cfg.get("recipe") is None:
-        raise UserError(f"There is no recipe for data={cfg.names.data}: choose one, for instance recipe=cifar100.")
+        raise UserError(_no_recipe(cfg.names.data))
+    if missing := _missing(OmegaConf.to_container(cfg)):
+        raise UserError(f"{', '.join(missing)} must be given: write {missing[0]}=VALUE.")
     try:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"The configuration is incomplete: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}.") from error
     assert isinstance(config, dict)
     plain: Config = {str(k): v for k, v in config.items()}
     for group in ("teacher", "student"):
@@ -35,26 +40,49 @@ def resolve(cfg: DictConfig) -> Config:
     return plain
 
 
-def check(config: Config) -> None:
-    """What can be seen to be wrong before anything is built."""
-    recipe = config["recipe"]
-    for key in ("epochs", "batch_size", "accumulate"):
-        if not isinstance(recipe[key], int) or recipe[key] < 1:
-            raise UserError(f"recipe.{key}={recipe[key]} must be a whole number of at least 1.")
-    if recipe["batch_size"] % recipe["accumulate"]:
-        raise UserError(
-            f"recipe.batch_size={recipe['batch_size']} does not divide into recipe.accumulate={recipe['accumulate']}"
-            " micro-batches: choose a divisor."
-        )
-    if config["trainer"]["num_nodes"] > 1 and not launch.started_by_another():
-        raise UserError(
-            "trainer.num_nodes needs a launcher that starts one process per device, such as torchrun or srun."
-        )
+def _missing(node: Any, place: str = "") -> list[str]:
+    """Keys that are marked as mandatory and have no value."""
+    if isinstance(node, dict):
+        return [key for name, value in node.items() for key in _missing(value, f"{place}.{name}".lstrip("."))]
+    return [place] if node == "???" else []
+
+
+def _sources() -> dict[str, Path]:
+    """Folders of configuration files: ours is "main"; others come from `-cd` or `hydra.searchpath`."""
+    sources = HydraConfig.get().runtime.config_sources
+    return {source.provider: Path(source.path) for source in sources if source.schema == "file"}
+
+
+def _names_in(folder: Path, group: str = "**") -> set[str]:
+    return {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"{group}/*.yaml")}
+
+
+def _no_recipe(data: str) -> str:
+    chosen = HydraConfig.get().runtime.choices.get("recipe")
+    known = sorted({name.partition("/")[2] for folder in _sources().values() for name in _names_in(folder, "recipe")})
+    if chosen not in (None, data):
+        return f"recipe={chosen} is unknown: choose one of {nearest_first(chosen, known)}."
+    return f"There is no recipe for data={data}: choose one, for instance recipe=cifar100 (of {', '.join(known)})."
+
+
+def _refuse_hidden_files() -> None:
+    """Hydra reads our file where a third party's folder has one of the same name, without a word."""
+    folders = _sources()
+    ours = _names_in(folders.pop("main"))
+    for folder in folders.values():
+        if hidden := sorted(_names_in(folder) & ours):
+            raise UserError(f"{folder / hidden[0]}.yaml would not be read: {hidden[0]} is there already; rename it.")
 
 
 def device_of(trainer: Config) -> torch.device:
-    """Where this process trains."""
+    """Where this process trains.
+
+    Raises:
+        UserError: If the accelerator is unknown, or not there.
+    """
     accelerator, rank = trainer["accelerator"], int(os.environ.get("LOCAL_RANK", 0))
+    if accelerator not in ACCELERATORS:
+        raise UserError(f"trainer.accelerator={accelerator} is unknown: choose one of {', '.join(ACCELERATORS)}.")
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         devices = trainer["devices"]
         return torch.device("cuda", devices[rank] if isinstance(devices, list) else rank)
@@ -66,11 +94,21 @@ def device_of(trainer: Config) -> torch.device:
 
 
 def world_of(trainer: Config, device: torch.device) -> int:
-    """Processes on this machine."""
+    """Processes on this machine.
+
+    Raises:
+        UserError: If that is no number, or more than there are GPUs.
+    """
     devices = trainer["devices"]
     count = torch.cuda.device_count() if device.type == "cuda" else None
-    if devices in ("auto", -1):
+    if devices in ("auto", -1, "-1"):
         return count or 1
+    if isinstance(devices, list) and count is None:
+        raise UserError(
+            f"trainer.devices={devices} names GPUs: without them say how many processes, trainer.devices=2."
+        )
+    if not isinstance(devices, list) and not (str(devices).isdecimal() and int(devices) > 0):
+        raise UserError(f"trainer.devices={devices} must be auto or a whole number of at least 1.")
     world = len(devices) if isinstance(devices, list) else int(devices)
     if count is not None and world > count:
         raise UserError(f"trainer.devices={devices}, but this machine has {count} GPU(s).")

@@ -129,6 +129,8 @@ def prepare(config: Config, folder: Path) -> Prepared:
     precision, why = choose_precision(config["trainer"]["precision"], device)
     log.info("precision %s on %s: %s", precision, device.type, why)
     check_arguments(config["distiller"], what="distiller", given=("spec",))
+    if not config["data"]["num_classes"]:
+        build_data(config)  # of a folder without images, which can say so better than a network
     student = build_one(config, "student")
     teacher = freeze(build_one(config, "teacher")) if config.get("teacher") else None
     data = build_data(config)

@@ -1,18 +1,19 @@
 """Scores of a network that is there already: a run's, a checkpoint's, or a weights file's."""
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from distill import record
 from distill.build import channels_last, freeze
 from distill.checkpoint import load_weights
 from distill.data.base import ImageData
-from distill.deploy import load, rebuild_run, weights_of
+from distill.deploy import load, rebuild_run
 from distill.errors import UserError
 from distill.numerics import choose_precision, flush_denormals
 from distill.run import config as settings
@@ -33,14 +34,13 @@ def score(cfg: DictConfig) -> dict[str, float]:
         UserError: If it is not clear what to evaluate, or weights, classes and data do not fit.
     """
     flush_denormals()
-    config = settings.resolve(cfg)
-    source = config["source"]
-    if (source is None) == (config.get("student") is None):
+    if (cfg.source is None) == (cfg.get("student") is None):
         raise UserError(
             "Say what to evaluate: source=RUN_FOLDER (or one of its files), or student=NAME student.weights=FILE."
         )
-    if source is not None:
-        config = _with_data_of(Path(source), config, list(HydraConfig.get().overrides.task))
+    if cfg.source is not None:
+        cfg = _with_data_of(Path(cfg.source), cfg, list(HydraConfig.get().overrides.task))
+    config = settings.resolve(cfg)
     device = device_of(config["trainer"])
     precision, why = choose_precision(config["trainer"]["precision"], device)
     network = _network(config)
@@ -72,29 +72,32 @@ def _network(config: Config) -> nn.Module:
     if source.suffix != ".ckpt":
         return channels_last(load(source))
     network = rebuild_run(config["run"])
-    load_weights(weights_of(network), source, what="student")
+    load_weights(network, source, what="student")
     return channels_last(network)
 
 
-def _with_data_of(source: Path, config: Config, overrides: list[str]) -> Config:
-    """The data set of the run that a source belongs to, unless the command line names another."""
-    folder = source if source.is_dir() else source.parent
-    file = folder / settings.FILE
+def _with_data_of(source: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The data set of the run that a source belongs to, unless the command line names another.
+
+    Before anything is resolved: a teacher's classes and normalisation follow the data.
+    """
     if not source.exists():
         raise UserError(f"source={source} does not exist.")
+    file = (source if source.is_dir() else source.parent) / settings.FILE
     if not file.exists():
         if source.suffix == ".ckpt":
             raise UserError(f"{source} lies beside no {settings.FILE}: a checkpoint needs the folder of its run.")
-        return config
-    saved = OmegaConf.to_container(OmegaConf.load(file))
-    assert isinstance(saved, dict)
-    config["run"] = saved
-    if not any(o.startswith("data=") for o in overrides):
-        own = {o.split("=", 1)[0].removeprefix("data."): None for o in overrides if o.startswith("data.")}
-        config["data"] = {**saved["data"], **{key: config["data"][key] for key in own}}
-        config["names"]["data"] = saved["names"]["data"]
-        config["seed"] = saved["seed"]
-    return config
+        return cfg
+    saved = OmegaConf.load(file)
+    assert isinstance(saved, DictConfig)
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):
+        cfg.run = saved
+        if not any(o.startswith("data=") for o in overrides):
+            own = {o.split("=", 1)[0].removeprefix("data.") for o in overrides if o.startswith("data.")}
+            cfg.data = {**saved.data, **{key: cfg.data[key] for key in own}}
+            cfg.names.data, cfg.seed = saved.names.data, saved.seed
+    return cfg
 
 
 def _batches(data: ImageData, split: str) -> Any:

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from distill import launch, record
@@ -22,7 +23,8 @@ from distill.module import Distillation
 from distill.numerics import mix
 from distill.progress import Progress, StepLog
 from distill.run import config as settings
-from distill.run.config import Config, check, device_of, world_of
+from distill.run.check import check
+from distill.run.config import Config, device_of, world_of
 from distill.run.parts import Prepared, prepare
 from distill.scores import evaluate
 
@@ -97,11 +99,13 @@ def build_loggers(config: Config, folder: Path, split: str, variant: str) -> lis
     for key, node in config["logger"].items():
         if not isinstance(node, dict):
             continue
+        about: dict[str, Any] = {}
         if node.get("_target_") == "distill.tracking.open_run":
-            node = {**node, "folder": folder, "config": config, "names": config["names"], "variant": variant}
-            node |= {"seed": config["seed"], "split": split}
+            about = {"folder": folder, "config": config, "names": config["names"], "variant": variant}
+            about |= {"seed": config["seed"], "split": split}
+        opened = build({**node, "_partial_": True}, what=f"logger.{key}", given=tuple(about))
         try:
-            loggers.append(build(node, what=f"logger.{key}"))
+            loggers.append(opened(**about))
         except ImportError as error:
             raise UserError(f"logger={key} needs a package that is not installed: {error}.") from error
     return loggers
@@ -157,19 +161,23 @@ def _trainer(
 ) -> pl.Trainer:
     node = {k: v for k, v in config["trainer"].items() if k != "precision"}
     check_arguments(node, what="trainer")
-    trainer: pl.Trainer = build({**node, "_partial_": True}, what="trainer")(
-        precision=parts.precision,
-        max_epochs=config["recipe"]["epochs"],
-        accumulate_grad_batches=config["recipe"]["accumulate"],
-        default_root_dir=folder,
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=[AtomicIO()],
-        use_distributed_sampler=False,  # our loaders shard themselves
-        inference_mode=False,  # its tensors cannot enter a matmul with a gradient
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-    )
+    make = build({**node, "_partial_": True}, what="trainer")
+    try:
+        trainer: pl.Trainer = make(
+            precision=parts.precision,
+            max_epochs=config["recipe"]["epochs"],
+            accumulate_grad_batches=config["recipe"]["accumulate"],
+            default_root_dir=folder,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[AtomicIO()],
+            use_distributed_sampler=False,  # our loaders shard themselves
+            inference_mode=False,  # its tensors cannot enter a matmul with a gradient
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+        )
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise UserError(f"The trainer refuses its settings: {error}") from error
     return trainer
 
 
