@@ -1,10 +1,13 @@
 """A run that is stopped anywhere and goes on ends with the bits of one that was not."""
 
+import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import harness
 
@@ -59,6 +62,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     harness.execute(harness.configure(*harness.SMALL, *method("mcld"), "recipe.accumulate=2"), folder)
     return folder
+
+
+def test_killed_between_the_last_epoch_and_the_result(tmp_path: Path, whole: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    for file in ("result.json", "student.safetensors"):
+        (tmp_path / "run" / file).unlink()
+    harness.execute(harness.configure(*harness.SMALL, *method("mcld"), "recipe.accumulate=2"), tmp_path / "run")
+    found, expected = (json.loads((folder / "result.json").read_text()) for folder in (tmp_path / "run", whole))
+    for key in ("best", "last", "teacher", "images_per_second", "hash"):
+        assert found[key] == expected[key]
+    one, other = (load_file(folder / "student.safetensors") for folder in (tmp_path / "run", whole))
+    assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 def test_killed_twice_and_between_epochs(tmp_path: Path, whole: Path) -> None:

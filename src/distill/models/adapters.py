@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +32,8 @@ class TimmNetwork(Network):
     """
 
     def __init__(self, *, name: str, pretrained: bool, drop_path: float | None, num_classes: int) -> None:
+        import timm  # takes seconds, which only its users should pay
+
         super().__init__()
         layers.require_positive(num_classes=num_classes)
         if not timm.is_model(name):

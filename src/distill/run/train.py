@@ -1,5 +1,6 @@
 """One training run, from a command line to its files."""
 
+import inspect
 import json
 import logging
 import warnings
@@ -10,23 +11,23 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from distill import launch, record
 from distill.build import build, check_arguments
-from distill.checkpoint import AtomicIO, save_safetensors
-from distill.deploy import RECIPE, recipe_of, weights_of
+from distill.checkpoint import AtomicIO
 from distill.errors import UserError
-from distill.keeper import BEST, LAST, Keeper
+from distill.keeper import LAST, Keeper
 from distill.module import Distillation
 from distill.numerics import mix
 from distill.progress import Progress, StepLog
 from distill.run import config as settings
 from distill.run.check import check
 from distill.run.config import Config, device_of, world_of
+from distill.run.finish import RESULT, finish
 from distill.run.parts import Prepared, prepare
-from distill.scores import evaluate
 
 log = logging.getLogger("distill")
 # its notices at every start (hardware found and not found, an advertisement) say nothing of the run
@@ -34,8 +35,6 @@ logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 # what we log is over all ranks already
 warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\(.*sync_dist=True")
-
-RESULT, STUDENT = "result.json", "student.safetensors"
 
 
 def train(cfg: DictConfig) -> float:
@@ -91,18 +90,18 @@ def train_rank(folder: Path) -> None:
     _fit(plain, folder, prepare(plain, folder))
 
 
-def build_loggers(config: Config, folder: Path, split: str, variant: str) -> list[Any]:
-    """Lightning loggers: every node of the group that has a `_target_`."""
+def build_loggers(config: Config, folder: Path, split: str) -> list[Any]:
+    """Lightning loggers: every node of the group that has a `_target_`, told of the run what its signature asks for."""
     if launch.rank() != 0:
         return []
+    facts = {"folder": folder, "config": config, "split": split}
+    facts |= {key: config[key] for key in ("names", "variant", "seed")}
     loggers = []
     for key, node in config["logger"].items():
         if not isinstance(node, dict):
             continue
-        about: dict[str, Any] = {}
-        if node.get("_target_") == "distill.tracking.open_run":
-            about = {"folder": folder, "config": config, "names": config["names"], "variant": variant}
-            about |= {"seed": config["seed"], "split": split}
+        wanted = inspect.signature(get_object(node["_target_"])).parameters if "_target_" in node else ()
+        about = {name: fact for name, fact in facts.items() if name in wanted}
         opened = build({**node, "_partial_": True}, what=f"logger.{key}", given=tuple(about))
         try:
             loggers.append(opened(**about))
@@ -134,7 +133,7 @@ def _fit(config: Config, folder: Path, parts: Prepared) -> float:
         metrics_csv=config["logger"]["metrics_csv"],
         check_every=every,
     )
-    loggers = build_loggers(config, folder, data.evaluated_on, config["variant"])
+    loggers = build_loggers(config, folder, data.evaluated_on)
     callbacks: list[pl.Callback] = [Progress(every=every), keeper]
     if loggers:
         callbacks.append(StepLog(every=every))
@@ -146,7 +145,7 @@ def _fit(config: Config, folder: Path, parts: Prepared) -> float:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None)
         if not trainer.is_global_zero:
             return keeper.last["top1"]
-        return _finish(config, folder, parts, keeper, loggers)
+        return finish(config, folder, parts, keeper)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -179,79 +178,3 @@ def _trainer(
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UserError(f"The trainer refuses its settings: {error}") from error
     return trainer
-
-
-def _finish(config: Config, folder: Path, parts: Prepared, keeper: Keeper, loggers: list[Any]) -> float:
-    """What is written once training is over."""
-    data, deployed = parts.data, parts.distiller.deploy(parts.student, parts.teacher)
-    recipe = recipe_of(
-        type(parts.distiller),
-        names=config["names"],
-        data=config["data"],
-        student=config["student"],
-        teacher=config.get("teacher"),
-        method=config["distiller"],
-    )
-    metadata = {RECIPE: json.dumps(recipe), "data": config["names"]["data"], "name": config["names"]["student"]}
-    metadata["top1"] = f"{keeper.last['top1']:.2f}"
-    save_safetensors(weights_of(deployed), folder / STUDENT, metadata)
-    result = {
-        "format": 1,
-        "status": "finished",
-        "names": config["names"],
-        "variant": config["variant"],
-        "seed": config["seed"],
-        "epochs": config["recipe"]["epochs"],
-        "evaluated_on": data.evaluated_on,
-        "best": keeper.best,
-        "last": keeper.last,
-        "teacher": None
-        if parts.teacher_scores is None
-        else {**parts.teacher_scores, "weights": config["teacher"].get("weights")},
-        "parameters": {
-            "student": record.count(parts.student),
-            "deployed": record.count(deployed),
-            "extra": record.count(parts.distiller, trainable=True),
-        },
-        "seconds": round(keeper.seconds, 1),
-        "images_per_second": record.mean_rate(keeper.images_per_second),
-        "precision": parts.precision,
-        "device": record.device_name(parts.device),
-        "versions": record.versions(),
-        "commit": record.commit(),
-        "hash": record.fingerprint(config),
-    }
-    if data.evaluated_on == "holdout":
-        result["test"] = _test_scores(folder, parts, deployed)
-    record.write_json(folder / RESULT, result)
-    best, last = keeper.best, keeper.last
-    log.info(
-        "%s top-1: last %.2f, best %.2f (epoch %d); written to %s",
-        data.evaluated_on,
-        last["top1"],
-        best["top1"],
-        best["epoch"],
-        folder,
-    )
-    return float(last["top1"])
-
-
-def _test_scores(folder: Path, parts: Prepared, deployed: Any) -> dict[str, dict[str, float]]:
-    """Of the last and of the best epoch, on the test set, for a run that was judged on a holdout."""
-
-    def scores() -> dict[str, float]:
-        found = evaluate(
-            deployed,
-            parts.data.test_dataloader(),
-            num_classes=parts.data.num_classes,
-            device=parts.device,
-            precision=parts.precision,
-        )
-        return found.scores
-
-    last = scores()
-    state = torch.load(folder / BEST, map_location="cpu", weights_only=True)["state_dict"]
-    parts.student.load_state_dict({k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")})
-    extra = {k.removeprefix("distiller."): v for k, v in state.items() if k.startswith("distiller.")}
-    parts.distiller.load_state_dict(extra)
-    return {"last": last, "best": scores()}
