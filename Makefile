@@ -1,4 +1,6 @@
 # `make` or `make help` lists what can be made.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python

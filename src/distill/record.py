@@ -39,8 +39,14 @@ _PATHS = ("root", "weights", "download", "workers", "eval_batch_size")
 def variant(overrides: Iterable[str]) -> str:
     """What the command line changed of a method's defaults, sorted: a table's row beside the method's name."""
     plain = (override.lstrip("+~") for override in overrides)
-    kept = {o for o in plain if o.startswith(_OF_THE_METHOD) and o.split("=", 1)[0] not in _NOT_OF_THE_METHOD}
+    named = (f"student.weights={file_name(o)}" if o.startswith("student.weights=") else o for o in plain)
+    kept = {o for o in named if o.startswith(_OF_THE_METHOD) and o.split("=", 1)[0] not in _NOT_OF_THE_METHOD}
     return " ".join(sorted(kept))
+
+
+def file_name(path: str | None) -> str | None:
+    """A file without its folders, which belong to a machine."""
+    return None if path is None else Path(path).name
 
 
 def fingerprint(config: dict[str, Any]) -> str:

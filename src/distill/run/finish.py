@@ -50,7 +50,7 @@ def finish(config: Config, folder: Path, parts: Prepared, keeper: Keeper) -> flo
         "last": keeper.last,
         "teacher": None
         if parts.teacher_scores is None
-        else {**parts.teacher_scores, "weights": config["teacher"].get("weights")},
+        else {**parts.teacher_scores, "weights": record.file_name(config["teacher"].get("weights"))},
         "parameters": {
             "student": record.count(parts.student),
             "deployed": record.count(deployed),
