@@ -143,8 +143,11 @@ def _fit(config: Config, folder: Path, parts: Prepared) -> float:
         log.info("going on from %s", last)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None)
+        if dist.is_initialized():
+            dist.destroy_process_group()
         if not trainer.is_global_zero:
             return keeper.last["top1"]
+        data.trainer = None  # from here on one process reads the whole of it
         return finish(config, folder, parts, keeper)
     finally:
         if dist.is_initialized():
