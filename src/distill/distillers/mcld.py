@@ -169,6 +169,13 @@ class MCLD(Distiller):
 
     A weight of 0 switches its term off: neither computed nor logged.
 
+    What we measured: CIFAR-100, resnet56 -> resnet20, public teacher weights (72.6 %), seed 0, last top-1. After three
+    epochs without cross-entropy: L2-normalised 37.5, centred first 36.0, plain products at temperature 200 11.7 and at
+    the paper's .2 1.0 (chance; the loss reaches 1e13 in the first epoch); the instance term alone 35.1, sample 38.8,
+    category 12.2; `experiment=mcld_v2` 35.9. After five epochs: 46.3 without and 48.8 with cross-entropy, beside 40.1
+    of cross-entropy alone and 42.3 of KD. One seed and a fraction of the paper's 240 epochs: enough to rule the plain
+    products out and to see Table 7's order (category clearly last), not to choose between L2 and centred L2.
+
     Attributes:
         queue: Past teacher rows as `_key_rows` gives them, shape (K, classes); zeros where not filled yet.
         queue_index: Sample of each entry, shape (K,); -1 for none.
