@@ -174,7 +174,7 @@ class MCLD(Distiller):
     the paper's .2 1.0 (chance; the loss reaches 1e13 in the first epoch); the instance term alone 35.1, sample 38.8,
     category 12.2; `experiment=mcld_v2` 35.9. After five epochs: 46.3 without and 48.8 with cross-entropy, beside 40.1
     of cross-entropy alone and 42.3 of KD. One seed and a fraction of the paper's 240 epochs: enough to rule the plain
-    products out and to see Table 7's order (category clearly last), not to choose between L2 and centred L2.
+    products out and to see the category term clearly last, as in Table 7; not to rank the others or the two L2 forms.
 
     Attributes:
         queue: Past teacher rows as `_key_rows` gives them, shape (K, classes); zeros where not filled yet.
