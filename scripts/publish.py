@@ -9,8 +9,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from distill.analysis.store import METRICS, RESULT, Result, find_results
+from distill.analysis.store import Result, find_results
 from distill.command import folder_name
+from distill.files import METRICS, RESULT
 from distill.record import write_json
 
 

@@ -12,6 +12,7 @@ from distill.build import build_distiller, build_network, freeze, shapes
 from distill.checkpoint import load_weights, read_metadata
 from distill.distillers import Distiller
 from distill.errors import UserError
+from distill.files import STUDENT
 from distill.types import Spec
 
 RECIPE = "distill"  # the metadata key under which a file says how to rebuild its network
@@ -96,7 +97,7 @@ def load(run_or_file: str | Path) -> nn.Module:
         UserError: If there is no such file, or it does not say how to rebuild its network.
     """
     path = Path(run_or_file)
-    path = path / "student.safetensors" if path.is_dir() else path
+    path = path / STUDENT if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a finished run's folder, or its student.safetensors.")
     text = read_metadata(path).get(RECIPE) if path.suffix == ".safetensors" else None

@@ -11,10 +11,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
 from distill.checkpoint import save_atomically
+from distill.files import BEST, LAST, METRICS
 from distill.module import Distillation
 from distill.record import write_text
-
-LAST, BEST, METRICS = "last.ckpt", "best.ckpt", "metrics.csv"
 
 
 class Keeper(Checkpoint):

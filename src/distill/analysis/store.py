@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.files import METRICS, RESULT
+
 FORMAT = 1
-RESULT, METRICS = "result.json", "metrics.csv"
 
 
 @dataclass(frozen=True)

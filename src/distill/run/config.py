@@ -10,11 +10,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.errors import UserError
+from distill.files import CONFIG
 from distill.mistake import nearest_first
 
 Config = dict[str, Any]
-FILE = "config.yaml"
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+
+
+def plain(cfg: Any, *, resolve: bool = False) -> Config:
+    """A configuration as plain dictionaries and lists."""
+    config = OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=resolve)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
 
 
 def resolve(cfg: DictConfig) -> Config:
@@ -29,15 +36,13 @@ def resolve(cfg: DictConfig) -> Config:
     if missing := _missing(OmegaConf.to_container(cfg)):
         raise UserError(f"{', '.join(missing)} must be given: write {missing[0]}=VALUE.")
     try:
-        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        config = plain(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}.") from error
-    assert isinstance(config, dict)
-    plain: Config = {str(k): v for k, v in config.items()}
     for group in ("teacher", "student"):
-        if plain.get(group):
-            plain["names"][group] = plain[group].get("label") or plain["names"][group]
-    return plain
+        if config.get(group):
+            config["names"][group] = config[group].get("label") or config["names"][group]
+    return config
 
 
 def _missing(node: Any, place: str = "") -> list[str]:
@@ -117,7 +122,7 @@ def world_of(trainer: Config, device: torch.device) -> int:
 
 def resumed(cfg: DictConfig, overrides: list[str]) -> Config:
     """The configuration of the run to go on with, and what may differ now: where things lie and run."""
-    file = Path(cfg.resume) / FILE
+    file = Path(cfg.resume) / CONFIG
     if not file.exists():
         raise UserError(f"resume={cfg.resume} is no run: there is no {file}.")
     saved = OmegaConf.load(file)
@@ -129,7 +134,4 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> Config:
             f"resume goes on with the saved configuration of {cfg.resume}: {', '.join(other)} cannot change in it"
             f" (only {', '.join(free)} can)."
         )
-    merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(now))
-    config = OmegaConf.to_container(merged)
-    assert isinstance(config, dict)
-    return {str(k): v for k, v in config.items()}
+    return plain(OmegaConf.merge(saved, OmegaConf.from_dotlist(now)))

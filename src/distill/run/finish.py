@@ -10,14 +10,13 @@ from torch import nn
 from distill import record
 from distill.checkpoint import save_safetensors
 from distill.deploy import RECIPE, recipe_of, weights_of
-from distill.keeper import BEST, Keeper
+from distill.files import BEST, RESULT, STUDENT
+from distill.keeper import Keeper
 from distill.run.config import Config
 from distill.run.parts import Prepared
 from distill.scores import evaluate
 
 log = logging.getLogger("distill")
-
-RESULT, STUDENT = "result.json", "student.safetensors"
 
 
 def finish(config: Config, folder: Path, parts: Prepared, keeper: Keeper) -> float:

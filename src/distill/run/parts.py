@@ -13,7 +13,6 @@ from distill.build import (
     build_distiller,
     build_network,
     channels_last,
-    check_arguments,
     freeze,
     give_weights,
     shapes,
@@ -21,6 +20,7 @@ from distill.build import (
 from distill.data.base import ImageData
 from distill.distillers import Distiller
 from distill.errors import UserError
+from distill.files import TEACHER
 from distill.models.network import Network
 from distill.numerics import choose_precision, flush_denormals
 from distill.run.config import Config, device_of
@@ -28,8 +28,6 @@ from distill.scores import evaluate
 from distill.types import Spec
 
 log = logging.getLogger("distill")
-
-TEACHER = "teacher.safetensors"
 
 
 @dataclass(frozen=True)
@@ -124,11 +122,15 @@ def _refuse_chance(name: str, top1: float, labels: Tensor) -> None:
 
 
 def prepare(config: Config, folder: Path) -> Prepared:
+    """Build everything that a checked configuration names, and measure the teacher.
+
+    Raises:
+        UserError: As the parts do.
+    """
     flush_denormals()
     device = device_of(config["trainer"])
     precision, why = choose_precision(config["trainer"]["precision"], device)
     log.info("precision %s on %s: %s", precision, device.type, why)
-    check_arguments(config["distiller"], what="distiller", given=("spec",))
     if not config["data"]["num_classes"]:
         build_data(config)  # of a folder without images, which can say so better than a network
     student = build_one(config, "student")

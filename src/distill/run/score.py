@@ -15,6 +15,7 @@ from distill.checkpoint import load_weights
 from distill.data.base import ImageData
 from distill.deploy import load, rebuild_run
 from distill.errors import UserError
+from distill.files import CONFIG
 from distill.numerics import choose_precision, flush_denormals
 from distill.run import config as settings
 from distill.run.config import Config, device_of
@@ -83,10 +84,10 @@ def _with_data_of(source: Path, cfg: DictConfig, overrides: list[str]) -> DictCo
     """
     if not source.exists():
         raise UserError(f"source={source} does not exist.")
-    file = (source if source.is_dir() else source.parent) / settings.FILE
+    file = (source if source.is_dir() else source.parent) / CONFIG
     if not file.exists():
         if source.suffix == ".ckpt":
-            raise UserError(f"{source} lies beside no {settings.FILE}: a checkpoint needs the folder of its run.")
+            raise UserError(f"{source} lies beside no {CONFIG}: a checkpoint needs the folder of its run.")
         return cfg
     saved = OmegaConf.load(file)
     assert isinstance(saved, DictConfig)

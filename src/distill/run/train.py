@@ -16,17 +16,18 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from distill import launch, record
-from distill.build import build, check_arguments
+from distill.build import build
 from distill.checkpoint import AtomicIO
 from distill.errors import UserError
-from distill.keeper import LAST, Keeper
+from distill.files import CONFIG, LAST, RESULT
+from distill.keeper import Keeper
 from distill.module import Distillation
 from distill.numerics import mix
 from distill.progress import Progress, StepLog
 from distill.run import config as settings
 from distill.run.check import check
 from distill.run.config import Config, device_of, world_of
-from distill.run.finish import RESULT, finish
+from distill.run.finish import finish
 from distill.run.parts import Prepared, prepare
 
 log = logging.getLogger("distill")
@@ -73,7 +74,7 @@ def carry_out(config: Config, folder: Path) -> float:
     world = world_of(config["trainer"], device)
     if launch.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(folder / settings.FILE, OmegaConf.to_yaml(OmegaConf.create(config)))
+        record.write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
     prepared = prepare(config, folder)  # a user's mistake is said once, before there are ranks
     if world > 1 and not launch.started_by_another():
         with launch.ranks(world, folder):
@@ -83,11 +84,9 @@ def carry_out(config: Config, folder: Path) -> float:
 
 def train_rank(folder: Path) -> None:
     """What every further rank of a run does."""
-    config = OmegaConf.to_container(OmegaConf.load(folder / settings.FILE))
-    assert isinstance(config, dict)
+    config = settings.plain(OmegaConf.load(folder / CONFIG))
     logging.disable(logging.INFO)
-    plain: Config = {str(k): v for k, v in config.items()}
-    _fit(plain, folder, prepare(plain, folder))
+    _fit(config, folder, prepare(config, folder))
 
 
 def build_loggers(config: Config, folder: Path, split: str) -> list[Any]:
@@ -162,7 +161,6 @@ def _trainer(
     config: Config, parts: Prepared, folder: Path, callbacks: list[pl.Callback], loggers: list[Any]
 ) -> pl.Trainer:
     node = {k: v for k, v in config["trainer"].items() if k != "precision"}
-    check_arguments(node, what="trainer")
     make = build({**node, "_partial_": True}, what="trainer")
     try:
         trainer: pl.Trainer = make(
