@@ -16,6 +16,8 @@ class Batch:
         labels: Class of each image, shape (batch,), int64.
         index: Position of each sample in its data set, shape (batch,), int64.
         view: What names the augmented view, (dy, dx, flip), shape (batch, 3), where the set of views is finite.
+        names: The same as one number per row, index * number of views + number of the view, shape (batch,), int64.
+            Always on the CPU: whoever looks an answer up needs not wait for the device.
         strong: A second, strongly augmented view for methods that ask for one; shaped as `images`.
         rows: Rows that every rank holds of the joined batch, in rank order; empty in a single process.
     """
@@ -24,6 +26,7 @@ class Batch:
     labels: Tensor
     index: Tensor
     view: Tensor | None = None
+    names: Tensor | None = None
     strong: Tensor | None = None
     rows: tuple[int, ...] = ()
 
@@ -34,7 +37,7 @@ class Batch:
         """The same batch on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {
-            k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)
+            k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor) and k != "names"
         }
         return replace(self, **moved)
 

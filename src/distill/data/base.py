@@ -97,6 +97,11 @@ class ImageData(pl.LightningDataModule, ABC):
         return "holdout" if self.holdout else "test"
 
     @property
+    def num_views(self) -> int | None:
+        """Different views of a training image that the augmentation draws from; None: without number."""
+        return None
+
+    @property
     def rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
 

@@ -34,6 +34,18 @@ def draw_views(num_samples: int, *, padding: int, flip: bool, seed: int, epoch: 
     return torch.cat([offsets, mirrored], dim=1).to(torch.uint8)
 
 
+def count_views(*, padding: int, flip: bool) -> int:
+    """How many different views `draw_views` draws from."""
+    return (2 * padding + 1) ** 2 * (1 + flip)
+
+
+def number_views(views: Tensor, *, padding: int, flip: bool) -> Tensor:
+    """Number of each view (dy, dx, flip), shape (samples, 3): 0 to `count_views` - 1, shape (samples,), int64."""
+    dy, dx, mirrored = views.long().unbind(1)
+    number: Tensor = dy * (2 * padding + 1) + dx
+    return 2 * number + mirrored if flip else number
+
+
 def crop_and_flip(padded: Tensor, index: Tensor, view: Tensor, *, padding: int) -> Tensor:
     """Augment by one gather.
 
@@ -76,10 +88,12 @@ class ResidentTrain(TrainLoader):
         self.flip = flip
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The epoch's batches from the start-th on; `view` names each row's augmentation."""
+        """The epoch's batches from the start-th on; `view` and `names` say which augmentation each row is."""
         count = len(self.labels)
         views = draw_views(count, padding=self.padding, flip=self.flip, seed=self.seed, epoch=epoch)
         order = epoch_order(count, seed=self.seed, epoch=epoch)
+        numbers = number_views(views, padding=self.padding, flip=self.flip)
+        names = order * count_views(padding=self.padding, flip=self.flip) + numbers[order]
         views = views[order].to(self.images.device)
         order = order.to(self.images.device)
         labels = self.labels[order]
@@ -87,7 +101,7 @@ class ResidentTrain(TrainLoader):
             mine, rows = self.cuts[batch]
             index, view = order[mine], views[mine]
             images = crop_and_flip(self.images, index, view, padding=self.padding)
-            yield Batch(images.float() / 255, labels[mine], index, view=view, rows=rows)
+            yield Batch(images.float() / 255, labels[mine], index, view=view, names=names[mine], rows=rows)
 
 
 class ResidentEval(Loader):
@@ -134,6 +148,10 @@ class ResidentData(ImageData):
         super().__post_init__()
         if not 0 <= self.padding <= 127:
             raise UserError(f"padding={self.padding} is out of range: it must lie in 0 to 127")
+
+    @property
+    def num_views(self) -> int:
+        return count_views(padding=self.padding, flip=self.flip)
 
     def train_loader(self, part: Part) -> ResidentTrain:
         """Shuffled, augmented batches."""

@@ -35,7 +35,7 @@ class Distiller(nn.Module):
         if teacher is None or not self.needs_teacher:
             return answer, Output(logits=answer.logits.new_empty(len(batch), 0))
         with torch.no_grad():
-            return answer, teacher(batch.images)
+            return answer, teacher.ask(batch)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Weighted, named terms, whose sum is the loss; the task term is always "ce".

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.types import Output, Shapes
+from distill.types import Batch, Output, Shapes
 
 
 class Network(nn.Module):
@@ -52,6 +52,11 @@ class Network(nn.Module):
             size = (self.input_size, self.input_size)
             images = F.interpolate(images, size, mode="bilinear", antialias=images.shape[-1] > self.input_size)
         return self.answer((images - self.mean) / self.std)
+
+    def ask(self, batch: Batch) -> Output:
+        """Answer to the images of a batch; a network whose answers are kept knows some of them by their names."""
+        output: Output = self(batch.images)
+        return output
 
     def answer(self, x: Tensor) -> Output:
         """Answer to normalised images of the right size."""
