@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import OmegaConf
 from pytorch_lightning import Callback
 
 from distill import command
@@ -27,24 +25,14 @@ RANDOM_TEACHER = ("teacher=resnet8", "teacher.widths=[4,4,8,8]", "teacher.weight
 
 def configure(*overrides: str) -> settings.Config:
     """The resolved configuration of a command line of train.py."""
-    config = settings.resolve(_composed("train", *overrides))
+    config = settings.resolve(command.composed(CONF, "train", overrides))
     config["variant"] = ""
     return config
 
 
 def evaluate(*overrides: str) -> dict[str, float]:
     """`python src/eval.py ...` in float32."""
-    return score(_composed("eval", *overrides, "trainer.precision=32-true"))
-
-
-def _composed(script: str, *overrides: str) -> DictConfig:
-    command.offer()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(script, overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg
+    return score(command.composed(CONF, "eval", [*overrides, "trainer.precision=32-true"]))
 
 
 class Killed(BaseException):

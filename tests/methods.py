@@ -29,6 +29,8 @@ class Borrowed(Network):
 class Borrows(Distiller):
     """Trains a student to be read by its teacher's classifier."""
 
+    needs = "features"
+
     def __init__(self, spec: Spec, *, weight: float) -> None:
         super().__init__()
         assert spec.teacher

@@ -20,7 +20,7 @@ from distill.numerics import stream
 from distill.types import Shapes, Spec
 
 # what a network's node says beside the arguments of its class
-OF_NETWORK = ("label", "weights", "mean", "std", "input_size", "allow_chance")
+OF_NETWORK = ("label", "weights", "mean", "std", "input_size", "allow_chance", "keep", "keep_in")
 
 Node = Mapping[str, Any]
 

@@ -3,14 +3,15 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from distill import zoo
 from distill.data.layout import classes_in
@@ -60,6 +61,23 @@ def offer() -> None:
         name, _, attached = flag.partition("=")
         if name in ("-cd", "--config-dir"):
             sys.path.insert(0, str(Path(attached or value).resolve()))
+
+
+def composed(conf: Path, script: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration that a command line of an entry script composes, for whoever wants it without running it.
+
+    Args:
+        conf: Folder of the configuration.
+        script: Name of its file there, "train" say.
+        overrides: As on the command line.
+    """
+    offer()
+    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        cfg = compose(script, overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 def answer(main: Callable[[], Any]) -> None:

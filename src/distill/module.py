@@ -28,7 +28,8 @@ class Distillation(pl.LightningModule):
 
     Args:
         student: The network to train.
-        teacher: A frozen network, or None.
+        teacher: A frozen network to ask, or None.
+        deployed: What is evaluated and exported: the student, or a composite of which it is a part.
         distiller: The method.
         spec: What the method was built from.
         optimizer: Builds an optimizer from the parameters that require a gradient.
@@ -44,6 +45,7 @@ class Distillation(pl.LightningModule):
         *,
         student: Network,
         teacher: Network | None,
+        deployed: nn.Module,
         distiller: Distiller,
         spec: Spec,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
@@ -57,7 +59,7 @@ class Distillation(pl.LightningModule):
         self.student = student
         self.distiller = distiller
         # in a tuple, into which nn.Module does not look
-        self._unregistered = (teacher, distiller.deploy(student, teacher))
+        self._unregistered = (teacher, deployed)
         self.spec = spec
         self.optimizer_from = optimizer
         self.schedule = schedule
@@ -77,12 +79,12 @@ class Distillation(pl.LightningModule):
 
     @property
     def teacher(self) -> Network | None:
-        """The frozen teacher."""
+        """The frozen teacher, in the form that training asks."""
         return self._unregistered[0]
 
     @property
     def deployed(self) -> nn.Module:
-        """What is evaluated and exported: the student, or a composite of which it is a part."""
+        """What is evaluated and exported."""
         return self._unregistered[1]
 
     # ------------------------------------------------------------------ one step

@@ -33,7 +33,7 @@ _NOT_OF_THE_METHOD = (
     *("student.name", "student.label"),
 )
 _NOT_IN_THE_HASH = ("logger", "trainer", "checkpoint", "resume", "names")
-_PATHS = ("root", "weights", "download", "workers", "eval_batch_size")
+_PATHS = ("root", "weights", "download", "workers", "eval_batch_size", "keep", "keep_in")
 
 
 def variant(overrides: Iterable[str]) -> str:
@@ -90,13 +90,24 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        try:
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
-            model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        except (OSError, StopIteration):
-            model = platform.machine()
-        return f"{model}, {torch.get_num_threads()} threads"
+        return f"{_processor()}, {torch.get_num_threads()} threads"
     return device.type
+
+
+def chip(device: torch.device) -> str:
+    """What decides the bits of arithmetic on a device: its name and, of a processor, its instructions."""
+    if device.type != "cpu":
+        return device_name(device)
+    instructions = hashlib.sha256(_processor("flags").encode()).hexdigest()[:8]
+    return f"{_processor()} {torch.backends.cpu.get_cpu_capability()} {instructions}"
+
+
+def _processor(field: str = "model name") -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(field))
+    except (OSError, StopIteration):
+        return platform.machine()
 
 
 def count(module: nn.Module | None, *, trainable: bool = False) -> int:

@@ -119,11 +119,13 @@ def offer() -> None:
 
     The keys beside the arguments say how it is used, and are no arguments of the class: `label`, `weights` (a file;
     None: start untrained), `mean`, `std` and `input_size` (in px; None: as the images come), and for a teacher
-    `allow_chance` (accept one that is no better than guessing).
+    `allow_chance` (accept one that is no better than guessing), `keep` (its answers: off, memory or disk) and `keep_in`
+    (the folder of those on disk).
     """
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
+    of_teacher = {"allow_chance": False, "keep": "off", "keep_in": "kept"}
     for entry in CATALOGUE:
         node = {
             "_target_": entry.target,
@@ -137,7 +139,7 @@ def offer() -> None:
         }
         weights = f"weights/${{names.data}}/{entry.name}.safetensors"
         store.store(group="student", name=entry.name, node=node)
-        store.store(group="teacher", name=entry.name, node={**node, "weights": weights, "allow_chance": False})
+        store.store(group="teacher", name=entry.name, node={**node, "weights": weights, **of_teacher})
     timm = {
         "_target_": "distill.models.adapters.TimmNetwork",
         "name": "???",
@@ -151,4 +153,4 @@ def offer() -> None:
         "input_size": None,
     }
     store.store(group="student", name="timm", node=timm)
-    store.store(group="teacher", name="timm", node={**timm, "allow_chance": False})
+    store.store(group="teacher", name="timm", node={**timm, **of_teacher})

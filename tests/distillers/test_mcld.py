@@ -2,12 +2,14 @@
 
 import threading
 from collections import deque
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill import memory
+from distill.distillers import infonce
 from distill.distillers.mcld import MAX_QUEUE, MCLD, category_loss, instance_loss, sample_loss
 from distill.errors import UserError
 from distill.types import Batch, Output, Shapes, Spec, Step
@@ -19,6 +21,7 @@ NUMBERS = {
     "normalize": "l2",
     "queue_length": 11,
     "queue_init": "empty",
+    "queue_dtype": "float32",
     "exclude_self": True,
     "target_mask": "none",
     "category_reduction": "valid",
@@ -29,12 +32,20 @@ NUMBERS = {
     "sample_weight": 0.5,
     "category_weight": 0.25,
 }
+DTYPES = ("float32", "bfloat16")
 SPEC = Spec(Shapes(CLASSES), Shapes(CLASSES), CLASSES, SAMPLES, LABELS, batch_size=6)
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def blocks_of_four_entries(monkeypatch):
+    """So that a queue this short is walked over in several steps, the last one shorter."""
+    monkeypatch.setattr(infonce, "NUMBERS_ON_CPU", 1)
+    monkeypatch.setattr(infonce, "SHORTEST", 4)
 
 
 def make(spec=SPEC, **changes):
@@ -185,6 +196,30 @@ def test_a_queue_in_half_precision_is_compared_in_float32():
     assert term.isfinite()
 
 
+@pytest.mark.parametrize("queue_init", ["empty", "gaussian"])
+def test_the_queue_kept_in_bfloat16_is_the_one_in_float32_rounded(queue_init):
+    exact, rounded = (MCLD(SPEC, **NUMBERS | {"queue_dtype": x, "queue_init": queue_init}) for x in DTYPES)
+    step = step_of(range(6), student=torch.randn(6, CLASSES), teacher=torch.randn(6, CLASSES))
+    for method in (exact, rounded):
+        method.update(step)
+    assert rounded.queue.dtype == torch.bfloat16
+    assert torch.equal(rounded.queue, exact.queue.bfloat16())
+    exact.load_state_dict(rounded.state_dict())
+    for name, term in rounded(step).items():
+        assert term.dtype == torch.float32
+        assert torch.equal(term, exact(step)[name])
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9,), (1, 9), (6, 1)])
+def test_masked_entries_are_as_if_they_were_not_there(shape):
+    s, t, queue = unit(torch.randn(6, CLASSES)), unit(torch.randn(6, CLASSES)), unit(torch.randn(9, CLASSES))
+    masked = torch.rand(shape) < 0.5
+    loss = instance_loss(s, t, queue, temperature=T, masked=masked)
+    kept = ~masked.broadcast_to(6, 9)
+    alone = [instance_loss(s[i : i + 1], t[i : i + 1], queue[kept[i]], temperature=T) for i in range(6)]
+    torch.testing.assert_close(loss, torch.stack(alone).mean())
+
+
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("denominator", ["printed", "supcon", "infonce"])
 def test_one_class_only_is_finite_with_a_gradient_that_is_finite(denominator):
@@ -280,6 +315,7 @@ def test_without_the_instance_term_no_queue_is_kept():
     [
         ("normalize", "l2, center_l2, none"),
         ("queue_init", "empty, gaussian"),
+        ("queue_dtype", "float32, bfloat16"),
         ("target_mask", "none, same_class, target_logit"),
         ("category_reduction", "valid, all"),
         ("category_denominator", "printed, supcon, infonce"),
@@ -295,6 +331,22 @@ def test_a_queue_without_entries_and_a_loss_without_terms_are_refused():
         make(queue_length=0)
     with pytest.raises(UserError, match="at least one"):
         make(instance_weight=0, sample_weight=0, category_weight=0)
+
+
+def test_a_queue_that_no_memory_can_hold_is_refused_before_it_is_made(monkeypatch):
+    with pytest.raises(
+        UserError, match=r"1,000,000,000,000 x 5 .* 20,000\.0 GB.*set queue_length.*queue_dtype=bfloat16"
+    ):
+        make(queue_length=10**12)
+    with pytest.raises(UserError, match=r"10,000\.0 GB.*set queue_length to less than [\d,]+$"):
+        make(queue_length=10**12, queue_dtype="bfloat16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    sizes = SimpleNamespace(total_memory=100), SimpleNamespace(total_memory=11 * CLASSES * 4 - 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", sizes.__getitem__)
+    with pytest.raises(UserError, match="queue_length to less than 10 "):
+        make()
+    assert len(make(queue_length=10).queue) == 10
 
 
 # --- the queue ------------------------------------------------------------------------------------------------------
@@ -402,6 +454,30 @@ def test_a_step_never_waits_for_the_device(changes):
             method.update(step)
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
             method.queue[: method.count]
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the size of the largest tensor that any operation gave."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        answer = function(*args, **kwargs or {})
+        for tensor in answer if isinstance(answer, tuple | list) else [answer]:
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return answer
+
+
+@pytest.mark.parametrize("changes", [{"target_mask": x} for x in ("none", "same_class", "target_logit")], ids=str)
+def test_no_tensor_of_a_step_has_a_number_for_every_row_and_entry(monkeypatch, changes):
+    monkeypatch.setattr(infonce, "SHORTEST", 100)
+    method, step = make(queue_length=1000, **changes), step_of([i % SAMPLES for i in range(30)])
+    for _ in range(34):
+        method.update(step)
+    with Largest() as largest:
+        sum(method(step).values()).backward()
+    assert largest.numbers == 1000 * CLASSES  # the queue itself; 30 rows by 1,000 entries would be six times as many
 
 
 # --- several ranks --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import harness
 from distill import launch
+from distill.kept import KeptTeacher
 from distill.run import train
 
 TWO = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
@@ -145,3 +146,14 @@ def test_two_ranks_resume_with_equal_bits(tmp_path: Path, monkeypatch: pytest.Mo
     one, other = harness.state(tmp_path / "whole"), harness.state(tmp_path / "resumed")
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "resumed")
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_two_ranks_fill_one_table_of_kept_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each rank computed of its rows is all that one process needs."""
+    kept = ("teacher.keep=disk", f"teacher.keep_in={tmp_path / 'kept'}")
+    harness.execute(harness.configure(*harness.SMALL, *UNEVEN, *method("mcld"), *TWO, *kept), tmp_path / "two")
+    monkeypatch.setattr(KeptTeacher, "_answer", None)
+    halves = "student._target_=networks.Halves"
+    harness.execute(harness.configure(*harness.SMALL, *UNEVEN, *method("mcld"), *kept, halves), tmp_path / "one")
+    assert_same_run(tmp_path / "one", tmp_path / "two", tolerance=2e-5)

@@ -101,6 +101,10 @@ class ImageData(pl.LightningDataModule, ABC):
         """Different views of a training image that the augmentation draws from; None: without number."""
         return None
 
+    def fingerprint(self) -> str:
+        """What tells this data set, as it is read here, from every other; only of use where views have names."""
+        raise NotImplementedError(f"{type(self).__name__} has no finite set of views")
+
     @property
     def rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0

@@ -1,5 +1,6 @@
 """Small images: whole on the device as uint8, cropped and flipped there, a batch at a time."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,13 @@ def number_views(views: Tensor, *, padding: int, flip: bool) -> Tensor:
     dy, dx, mirrored = views.long().unbind(1)
     number: Tensor = dy * (2 * padding + 1) + dx
     return 2 * number + mirrored if flip else number
+
+
+def view_numbered(numbers: Tensor, *, padding: int, flip: bool) -> Tensor:
+    """The inverse of `number_views`: (dy, dx, flip) of each number, shape (samples, 3), uint8."""
+    place, mirrored = (numbers // 2, numbers % 2) if flip else (numbers, torch.zeros_like(numbers))
+    side = 2 * padding + 1
+    return torch.stack([place // side, place % side, mirrored], dim=1).to(torch.uint8)
 
 
 def crop_and_flip(padded: Tensor, index: Tensor, view: Tensor, *, padding: int) -> Tensor:
@@ -152,6 +160,15 @@ class ResidentData(ImageData):
     @property
     def num_views(self) -> int:
         return count_views(padding=self.padding, flip=self.flip)
+
+    def fingerprint(self) -> str:
+        """A hash of all images, their labels and the augmentation."""
+        digest = hashlib.sha256(f"{self.padding} {self.flip}".encode())
+        for name, part in sorted(self._parts.items()):
+            digest.update(f"{name} {tuple(part.images.shape)}".encode())
+            digest.update(part.images.numpy().tobytes())
+            digest.update(part.labels.numpy().tobytes())
+        return digest.hexdigest()
 
     def train_loader(self, part: Part) -> ResidentTrain:
         """Shuffled, augmented batches."""

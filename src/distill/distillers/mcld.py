@@ -5,6 +5,8 @@ sample, away from a queue of past rows (instance-wise) and from the batch's (sam
 its class (category-wise).
 """
 
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from distill import memory
 from distill.distillers.contract import Distiller
 from distill.distillers.dkd import ramp
+from distill.distillers.infonce import Lengths, infonce
 from distill.distillers.kd import full_precision
 from distill.errors import UserError
 from distill.types import Batch, Spec, Step
@@ -21,6 +24,7 @@ MAX_QUEUE = 65_536  # MoCo's length; with ImageNet's 1,000 classes 262 MB
 CHOICES = {
     "normalize": ("l2", "center_l2", "none"),
     "queue_init": ("empty", "gaussian"),
+    "queue_dtype": ("float32", "bfloat16"),
     "target_mask": ("none", "same_class", "target_logit"),
     "category_reduction": ("valid", "all"),
     "category_denominator": ("printed", "supcon", "infonce"),
@@ -33,15 +37,17 @@ def instance_loss(s: Tensor, t: Tensor, queue: Tensor, *, temperature: float, ma
     Args:
         s: Normalised student rows, shape (batch, classes).
         t: Normalised teacher rows, same shape; no gradient reaches them.
-        queue: Normalised past teacher rows, shape (K, classes).
+        queue: Normalised past teacher rows, shape (K, classes), of any floating dtype; no gradient reaches them.
         temperature: Divides the similarities.
         masked: Entries that are no negatives, boolean, broadcast to (batch, K); None: all are.
 
     Returns:
-        Mean over the batch: a scalar, never negative; zero where no negative is left.
+        Mean over the batch: a scalar, never negative; zero where no negative is left. It has no second derivative.
     """
     positive = (full_precision(s) * full_precision(t.detach())).sum(dim=1) / temperature
-    return _instance(positive, _similarities(s, queue, temperature), masked)
+    left_out = None if masked is None else masked.broadcast_to(len(s), len(queue))
+    of_part = None if left_out is None else lambda part: left_out[:, part]
+    return infonce(full_precision(s) / temperature, positive, queue, masked=of_part).mean()
 
 
 def sample_loss(
@@ -105,14 +111,6 @@ def _own(near: Tensor, first_row: int) -> Tensor:
     return anchors[:, None] == torch.arange(near.shape[1], device=near.device)
 
 
-def _instance(positive: Tensor, far: Tensor, masked: Tensor | None) -> Tensor:
-    """`instance_loss` of similarities (batch,) and (batch, K); writes into `far`."""
-    if masked is not None:
-        far = far.masked_fill_(masked, -torch.inf)  # in place: the largest tensor of a step
-    # the positive in the same logsumexp keeps it finite where no negative is left
-    return (torch.cat([positive[:, None], far], dim=1).logsumexp(dim=1) - positive).mean()
-
-
 def _sample(near: Tensor, first_row: int, masked: Tensor | None) -> Tensor:
     """`sample_loss` of similarities (batch, joined)."""
     positive = near.diagonal(first_row)
@@ -165,7 +163,8 @@ class MCLD(Distiller):
       category term; "same_class" leaves negatives of the anchor's class out of queue and batch, "target_logit" removes
       the coordinate of the anchor's label from both rows before they are normalised.
     - Several ranks contrast with all ranks' rows, so that a step equals that of one process on the joined batch.
-    - Similarities are float32 under mixed precision.
+    - Similarities are float32 under mixed precision, also where `queue_dtype` keeps the queue in bfloat16, which takes
+      half the memory and rounds its entries to 8 significant bits.
 
     A weight of 0 switches its term off: neither computed nor logged.
 
@@ -198,6 +197,7 @@ class MCLD(Distiller):
         normalize: str,
         queue_length: int | None,
         queue_init: str,
+        queue_dtype: str,
         exclude_self: bool,
         target_mask: str,
         category_reduction: str,
@@ -211,7 +211,8 @@ class MCLD(Distiller):
         """Check the options and make the queue.
 
         Raises:
-            UserError: An option has an unknown value, the queue has no entry, or all weights are 0.
+            UserError: An option has an unknown value, the queue has no entry or does not fit into memory, or all
+                weights are 0.
         """
         super().__init__()
         self.temperature = temperature
@@ -233,11 +234,13 @@ class MCLD(Distiller):
 
         length = _length(queue_length, spec) if instance_weight else 0  # only the instance-wise term reads it
         filled = length if _choose("queue_init", queue_init) == "gaussian" else 0
-        queue = torch.zeros(length, spec.num_classes)
+        dtype: torch.dtype = getattr(torch, _choose("queue_dtype", queue_dtype))
+        _check_memory(length, spec.num_classes, dtype)
+        queue = torch.zeros(length, spec.num_classes, dtype=dtype)
         if filled:
             # a seed of its own: all ranks must start with the same queue
             rows = torch.randn(length, spec.num_classes, generator=torch.Generator().manual_seed(0))
-            queue = self._key_rows(F.normalize(rows))
+            queue = self._key_rows(F.normalize(rows)).to(dtype)
         self.register_buffer("queue", queue)
         self.register_buffer("queue_index", torch.full((length,), -1))
         self.register_buffer("position", torch.tensor(0))
@@ -251,15 +254,23 @@ class MCLD(Distiller):
         joined_labels = memory.gather(labels, counts)
         keys = memory.gather(self._key_rows(step.teacher.logits), counts)
         anchors = self._anchors(step.student.logits, labels)
-        near = self._compare(anchors, keys, labels)
+        lengths = self._lengths(anchors, labels)
+        near = _similarities(anchors, keys, self.temperature)
+        if lengths is not None:
+            near = near / lengths(keys)
 
         terms = {}
         if self.ce_weight:
             terms["ce"] = self.ce_weight * F.cross_entropy(full_precision(step.student.logits), labels)
         if self.instance_weight:
-            far = self._compare(anchors, self.queue, labels)
-            instance = _instance(near.diagonal(first_row), far, self._no_negatives(step.batch))
-            terms["instance"] = self.instance_weight * instance
+            instance = infonce(
+                anchors / self.temperature,
+                near.diagonal(first_row),
+                self.queue,
+                masked=lambda part: self._no_negatives(step.batch, part),
+                lengths=lengths,
+            )
+            terms["instance"] = self.instance_weight * instance.mean()
         if self.sample_weight:
             masked = labels[:, None] == joined_labels if self.target_mask == "same_class" else None
             terms["sample"] = self.sample_weight * _sample(near, first_row, masked)
@@ -284,14 +295,14 @@ class MCLD(Distiller):
         self.position.add_(len(rows)).remainder_(length)
         self.count.add_(len(rows)).clamp_(max=length)
 
-    def _no_negatives(self, batch: Batch) -> Tensor:
-        """Queue entries that are no negatives, boolean, broadcast to (batch, K); without synchronising the device."""
-        masked = torch.arange(len(self.queue), device=self.queue.device) >= self.count
+    def _no_negatives(self, batch: Batch, part: slice) -> Tensor:
+        """Which of a part of the queue are no negatives, boolean, broadcast to (batch, part); without waiting."""
+        index = self.queue_index[part]
+        masked = torch.arange(part.start, part.stop, device=index.device) >= self.count
         if self.exclude_self:
-            masked = masked | (self.queue_index == batch.index[:, None])
+            masked = masked | (index == batch.index[:, None])
         if self.target_mask == "same_class":
-            known = self.queue_index >= 0
-            masked = masked | (known & (self.sample_labels[self.queue_index] == batch.labels[:, None]))
+            masked = masked | ((index >= 0) & (self.sample_labels[index] == batch.labels[:, None]))
         return masked
 
     def _normalized(self, rows: Tensor) -> Tensor:
@@ -321,24 +332,27 @@ class MCLD(Distiller):
             rows = (rows - mean).masked_fill(target, 0.0)
         return rows if self.normalize == "none" else F.normalize(rows)
 
-    def _compare(self, anchors: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
-        """Similarities over temperature, shape (batch, keys).
+    def _lengths(self, anchors: Tensor, labels: Tensor) -> Lengths | None:
+        """How long keys are, (batch, keys), where the label of an anchor decides which coordinate counts.
 
         With target_logit, anchors are 0 at their label y (and sum to 0 if centred), so that products already leave out
         the keys' coordinate y and mean; what is left is the key's norm without y. For centred keys the mean of the
         others is -k_y / (classes - 1), which takes k_y² / (classes - 1) off the sum of their squares.
         """
-        products = _similarities(anchors, keys, self.temperature)
         if self.target_mask != "target_logit" or self.normalize == "none":
-            return products
+            return None
         centred = self.normalize == "center_l2"
-        classes = anchors.shape[1]
-        coordinates = torch.ones_like(anchors).scatter(1, labels[:, None], -1 / (classes - 1) if centred else 0.0)
-        squares = keys.to(anchors.dtype).square()
-        norms = _similarities(coordinates.detach(), squares, 1.0)
-        if centred:  # what is left of a difference below its rounding error means nothing
-            norms = torch.maximum(norms, torch.finfo(norms.dtype).eps * squares.sum(dim=1))
-        return products / norms.clamp(min=1e-24).sqrt()
+        weights = torch.ones_like(anchors)
+        weights.scatter_(1, labels[:, None], -1 / (anchors.shape[1] - 1) if centred else 0.0)
+
+        def lengths(keys: Tensor) -> Tensor:
+            squares = keys.square()
+            norms = _similarities(weights, squares, 1.0)
+            if centred:  # what is left of a difference below its rounding error means nothing
+                norms = torch.maximum(norms, torch.finfo(norms.dtype).eps * squares.sum(dim=1))
+            return norms.clamp(min=1e-24).sqrt()
+
+        return lengths
 
 
 def _choose(option: str, value: str) -> str:
@@ -355,3 +369,19 @@ def _length(asked: int | None, spec: Spec) -> int:
     if asked < 1:
         raise UserError(f"queue_length={asked} leaves no entry: give at least 1, or null for the training set's size")
     return asked
+
+
+def _check_memory(entries: int, classes: int, dtype: torch.dtype) -> None:
+    """Refuse a queue that is larger than the memory of the machine, or of its GPUs where it has any."""
+    there = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
+    if torch.cuda.is_available():
+        # unlike `mem_get_info`, this puts no context on a GPU that another process trains on
+        gpus = range(torch.cuda.device_count())
+        there.append(max(torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus))
+    row = classes * dtype.itemsize
+    if there and entries * row > min(there):
+        smaller = " or queue_dtype=bfloat16, which halves it" if dtype.itemsize > 2 else ""
+        raise UserError(
+            f"a queue of {entries:,} x {classes:,} numbers takes {entries * row / 1e9:,.1f} GB, more than the "
+            f"{min(there) / 1e9:,.1f} GB there are: set queue_length to less than {min(there) // row:,}{smaller}"
+        )

@@ -28,6 +28,9 @@ OF_OUR_OWN = (
     *("num_sanity_val_steps", "enable_model_summary"),
 )
 OF_CHECKPOINT = ("minutes", "steps")
+OF_PRECISION = ("precision", "compile")  # read here, and no arguments of the Trainer
+COMPILE = ("auto", True, False)
+KEEP = ("off", "memory", "disk")
 COUNTS, RATES = ("epochs", "batch_size", "accumulate"), ("lr", "weight_decay")
 OF_RECIPE = (*COUNTS, *RATES, "schedule")
 
@@ -56,7 +59,7 @@ def check(config: Config) -> None:
             f"recipe.batch_size={recipe['batch_size']} does not divide into recipe.accumulate={recipe['accumulate']}"
             " micro-batches: choose a divisor."
         )
-    trainer = {k: v for k, v in config["trainer"].items() if k != "precision"}
+    trainer = {k: v for k, v in config["trainer"].items() if k not in OF_PRECISION}
     if other := next((key for key in trainer if key in SAID_ELSEWHERE), None):
         raise UserError(f"trainer.{other} is not read: say {SAID_ELSEWHERE[other]} instead.")
     check_arguments(trainer, what="trainer", given=OF_OUR_OWN)
@@ -68,7 +71,11 @@ def check(config: Config) -> None:
         raise UserError(
             "trainer.num_nodes needs a launcher that starts one process per device, such as torchrun or srun."
         )
+    if (asked := config["trainer"].get("compile", "auto")) not in COMPILE:
+        raise UserError(f"trainer.compile={asked} is unknown: choose auto, true or false.")
     check_arguments(config["distiller"], what="distiller", given=("spec",))
+    if (keep := (config.get("teacher") or {}).get("keep", "off")) not in KEEP:
+        raise UserError(f"teacher.keep={keep} is unknown: choose one of {', '.join(KEEP)}.")
     build(recipe["schedule"], what="recipe.schedule")
     optimizer = build({**config["optimizer"], "_partial_": True}, what="optimizer", given=("params",))
     try:

@@ -120,6 +120,13 @@ def world_of(trainer: Config, device: torch.device) -> int:
     return world
 
 
+def rows_of_a_batch(config: Config, device: torch.device) -> int:
+    """Images of a whole batch on one device, the most that the first rank gets."""
+    recipe: dict[str, int] = config["recipe"]
+    world: int = world_of(config["trainer"], device) * config["trainer"]["num_nodes"]
+    return -(-(recipe["batch_size"] // recipe["accumulate"]) // world)
+
+
 def resumed(cfg: DictConfig, overrides: list[str]) -> Config:
     """The configuration of the run to go on with, and what may differ now: where things lie and run."""
     file = Path(cfg.resume) / CONFIG
@@ -128,7 +135,7 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> Config:
     saved = OmegaConf.load(file)
     assert isinstance(saved, DictConfig)
     now = [o for o in overrides if not o.startswith(("resume=", "hydra."))]
-    free = ("trainer.", "logger.", "checkpoint.", "data.root=", "data.workers=", "teacher.weights=")
+    free = ("trainer.", "logger.", "checkpoint.", "data.root=", "data.workers=", "teacher.weights=", "teacher.keep_in=")
     if other := [o for o in now if not o.startswith(free)]:
         raise UserError(
             f"resume goes on with the saved configuration of {cfg.resume}: {', '.join(other)} cannot change in it"

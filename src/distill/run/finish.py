@@ -25,7 +25,7 @@ def finish(config: Config, folder: Path, parts: Prepared, keeper: Keeper) -> flo
     Returns:
         Last top-1 in percent.
     """
-    data, deployed = parts.data, parts.distiller.deploy(parts.student, parts.teacher)
+    data, deployed = parts.data, parts.deployed
     recipe = recipe_of(
         type(parts.distiller),
         names=config["names"],
@@ -49,7 +49,11 @@ def finish(config: Config, folder: Path, parts: Prepared, keeper: Keeper) -> flo
         "last": keeper.last,
         "teacher": None
         if parts.teacher_scores is None
-        else {**parts.teacher_scores, "weights": record.file_name(config["teacher"].get("weights"))},
+        else {
+            **parts.teacher_scores,
+            "weights": record.file_name(config["teacher"].get("weights")),
+            "keep": config["teacher"].get("keep", "off"),
+        },
         "parameters": {
             "student": record.count(parts.student),
             "deployed": record.count(deployed),
@@ -58,6 +62,7 @@ def finish(config: Config, folder: Path, parts: Prepared, keeper: Keeper) -> flo
         "seconds": round(keeper.seconds, 1),
         "images_per_second": record.mean_rate(keeper.images_per_second),
         "precision": parts.precision,
+        "compiled": parts.compiled,
         "device": record.device_name(parts.device),
         "versions": record.versions(),
         "commit": record.commit(),

@@ -2,10 +2,11 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill import launch, record
 from distill.build import (
@@ -17,13 +18,17 @@ from distill.build import (
     give_weights,
     shapes,
 )
+from distill.compiled import pays, works
 from distill.data.base import ImageData
 from distill.distillers import Distiller
 from distill.errors import UserError
 from distill.files import TEACHER
+from distill.frozen import fastest
+from distill.kept import KeptTeacher
 from distill.models.network import Network
 from distill.numerics import choose_precision, flush_denormals
 from distill.run.config import Config, device_of
+from distill.run.keep import answers_for
 from distill.scores import evaluate
 from distill.types import Spec
 
@@ -32,15 +37,25 @@ log = logging.getLogger("distill")
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data, networks and method of a run, and what is known of the teacher."""
+    """Data, networks and method of a run, and what is known of the teacher.
+
+    Attributes:
+        teacher: As it was built; what is deployed may hold parts of it.
+        asked: The teacher that training asks: a copy in its fastest form, which may know answers beforehand.
+        deployed: What is evaluated and exported.
+        compiled: Whether networks go through `torch.compile`.
+    """
 
     data: ImageData
     student: Network
     teacher: Network | None
+    asked: Network | None
+    deployed: nn.Module
     distiller: Distiller
     spec: Spec
     precision: str
     device: torch.device
+    compiled: bool
     teacher_scores: dict[str, float] | None
     teacher_predictions: Tensor | None
 
@@ -87,14 +102,14 @@ def build_one(config: Config, what: str) -> Network:
 
 
 def measure_teacher(
-    config: Config, teacher: Network, data: ImageData, folder: Path, precision: str, device: torch.device
+    config: Config, teacher: Network, data: ImageData, kept: Path, precision: str, device: torch.device
 ) -> tuple[dict[str, float], Tensor]:
-    """The teacher's own scores, measured once in the life of a run.
+    """The teacher's own scores, measured once in the life of a run, or of its kept answers.
 
     Raises:
         UserError: If it is no better than always naming the commonest class, unless `teacher.allow_chance` is set.
     """
-    kept, name = folder / TEACHER, config["names"]["teacher"]
+    name = config["names"]["teacher"]
     if kept.exists():
         scores, predictions = record.read_teacher(kept)
     else:
@@ -146,8 +161,35 @@ def prepare(config: Config, folder: Path) -> Prepared:
         batch_size=config["recipe"]["batch_size"],
     )
     distiller = build_distiller(config["distiller"], spec, seed=config["seed"])
+    recipe = config["recipe"]
+    steps = -(-data.num_samples // recipe["batch_size"]) * recipe["epochs"]
+    compiled = pays(config["trainer"].get("compile", "auto"), device, steps=steps)
+    asked: Network | None = None
     scores, predictions = None, None
     if teacher is not None:
-        scores, predictions = measure_teacher(config, teacher, data, folder, precision, device)
+        where = folder / TEACHER
+        fast = partial(fastest, teacher, precision=precision, device=device, size=data.size)
+        asked = fast(compiled=compiled)
+        if compiled and not works(asked, size=data.size, device=device):
+            asked = fast(compiled=False)
+        if (answers := answers_for(config, teacher, distiller, data, precision, device, compiled)) is not None:
+            asked = KeptTeacher(asked, answers)
+            if answers.folder is not None:
+                where = answers.folder / f"{data.evaluated_on}-{TEACHER}"
+        scores, predictions = measure_teacher(config, asked, data, where, precision, device)
     distiller.prepare(student, teacher)
-    return Prepared(data, student, teacher, distiller, spec, precision, device, scores, predictions)
+    deployed = distiller.deploy(student, teacher)
+    return Prepared(
+        data=data,
+        student=student,
+        teacher=teacher,
+        asked=asked,
+        deployed=deployed,
+        distiller=distiller,
+        spec=spec,
+        precision=precision,
+        device=device,
+        compiled=compiled,
+        teacher_scores=scores,
+        teacher_predictions=predictions,
+    )

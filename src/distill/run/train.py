@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill import launch, record
 from distill.build import build
 from distill.checkpoint import AtomicIO
+from distill.compiled import NextStep, compile_student
 from distill.errors import UserError
 from distill.files import CONFIG, LAST, RESULT
 from distill.keeper import Keeper
@@ -25,8 +27,8 @@ from distill.module import Distillation
 from distill.numerics import mix
 from distill.progress import Progress, StepLog
 from distill.run import config as settings
-from distill.run.check import check
-from distill.run.config import Config, device_of, world_of
+from distill.run.check import OF_PRECISION, check
+from distill.run.config import Config, device_of, rows_of_a_batch, world_of
 from distill.run.finish import finish
 from distill.run.parts import Prepared, prepare
 
@@ -109,20 +111,39 @@ def build_loggers(config: Config, folder: Path, split: str) -> list[Any]:
     return loggers
 
 
-def _fit(config: Config, folder: Path, parts: Prepared) -> float:
+@dataclass(frozen=True)
+class Assembled:
+    """A run that is ready for its first step."""
+
+    trainer: pl.Trainer
+    module: Distillation
+    keeper: Keeper
+    loggers: list[Any]
+
+
+def assemble(config: Config, folder: Path, parts: Prepared) -> Assembled:
+    """Join the parts of a run with the training loop, its callbacks and its loggers."""
     recipe, every = config["recipe"], config["trainer"]["log_every_n_steps"]
+    if parts.compiled:
+        compile_student(
+            parts.student,
+            rows=rows_of_a_batch(config, parts.device),
+            size=parts.data.size,
+            precision=parts.precision,
+            device=parts.device,
+        )
     torch.manual_seed(mix(config["seed"], "run"))
-    data = parts.data
     module = Distillation(
         student=parts.student,
-        teacher=parts.teacher,
+        teacher=parts.asked,
+        deployed=parts.deployed,
         distiller=parts.distiller,
         spec=parts.spec,
         optimizer=build({**config["optimizer"], "_partial_": True}, what="optimizer", given=("params",)),
         schedule=build(recipe["schedule"], what="recipe.schedule"),
         accumulate=recipe["accumulate"],
         seed=config["seed"],
-        split=data.evaluated_on,
+        split=parts.data.evaluated_on,
         teacher_predictions=parts.teacher_predictions,
     )
     keeper = Keeper(
@@ -132,26 +153,30 @@ def _fit(config: Config, folder: Path, parts: Prepared) -> float:
         metrics_csv=config["logger"]["metrics_csv"],
         check_every=every,
     )
-    loggers = build_loggers(config, folder, data.evaluated_on)
-    callbacks: list[pl.Callback] = [Progress(every=every), keeper]
+    loggers = build_loggers(config, folder, parts.data.evaluated_on)
+    callbacks: list[pl.Callback] = [Progress(every=every), keeper, *([NextStep()] if parts.compiled else [])]
     if loggers:
         callbacks.append(StepLog(every=every))
-    trainer = _trainer(config, parts, folder, callbacks, loggers)
+    return Assembled(_trainer(config, parts, folder, callbacks, loggers), module, keeper, loggers)
+
+
+def _fit(config: Config, folder: Path, parts: Prepared) -> float:
+    run = assemble(config, folder, parts)
     last = folder / LAST
     if last.exists():
         log.info("going on from %s", last)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None)
+        run.trainer.fit(run.module, datamodule=parts.data, ckpt_path=str(last) if last.exists() else None)
         if dist.is_initialized():
             dist.destroy_process_group()
-        if not trainer.is_global_zero:
-            return keeper.last["top1"]
-        data.trainer = None  # from here on one process reads the whole of it
-        return finish(config, folder, parts, keeper)
+        if not run.trainer.is_global_zero:
+            return run.keeper.last["top1"]
+        parts.data.trainer = None  # from here on one process reads the whole of it
+        return finish(config, folder, parts, run.keeper)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-        if any("wandb" in type(logger).__module__ for logger in loggers):
+        if any("wandb" in type(logger).__module__ for logger in run.loggers):
             from distill.tracking import close_run
 
             close_run()
@@ -160,7 +185,7 @@ def _fit(config: Config, folder: Path, parts: Prepared) -> float:
 def _trainer(
     config: Config, parts: Prepared, folder: Path, callbacks: list[pl.Callback], loggers: list[Any]
 ) -> pl.Trainer:
-    node = {k: v for k, v in config["trainer"].items() if k != "precision"}
+    node = {k: v for k, v in config["trainer"].items() if k not in OF_PRECISION}
     make = build({**node, "_partial_": True}, what="trainer")
     try:
         trainer: pl.Trainer = make(
