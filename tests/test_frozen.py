@@ -26,7 +26,8 @@ from distill.zoo import CATALOGUE, Entry, by_name
 CPU = torch.device("cpu")
 SIZE = 16  # the zoo's, for speed: nothing here depends on it
 FOLDED_WITHIN = 1e-4  # of the largest value of each tensor
-BF16_WITHIN = 0.05  # likewise, of the logits: bfloat16 keeps 8 bits, and errors add up over up to 110 layers
+BF16_WITHIN = 0.05  # likewise: of trained networks, and of shallow ones
+BF16_AGAINST_AUTOCAST = 2  # errors in units of what bfloat16 does to the unchanged network
 
 
 def in_form(network: Network, *, precision: str = "32-true", compiled: bool = False, size: int = SIZE) -> FrozenNetwork:
@@ -77,7 +78,7 @@ def teacher(entry: Entry) -> Network:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    return torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    return torch.rand(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +102,14 @@ def test_folded_answers_are_equal(entry: Entry, teacher: Network, images: Tensor
     assert teacher.train() is teacher
 
 
-def test_bfloat16_answers_are_near(teacher: Network, images: Tensor, float32: Output) -> None:
+def test_bfloat16_answers_are_as_near_as_autocast_has_them(teacher: Network, images: Tensor, float32: Output) -> None:
     fast = in_form(teacher, precision="bf16-mixed")
     answer = fast(images)
     assert answer.logits.dtype is torch.float32
-    off = (answer.logits - float32.logits).abs().max() / float32.logits.abs().max()
-    assert 0 < off <= BF16_WITHIN
+    with torch.no_grad(), autocast("bf16-mixed", CPU):
+        usual = teacher(images).logits
+    # untrained networks magnify rounding, some tenfold: no one number bounds them all
+    assert 0 < (answer.logits - float32.logits).norm() <= BF16_AGAINST_AUTOCAST * (usual - float32.logits).norm()
     assert fast.classifier.weight.dtype is torch.float32
     stored = [m for m in fast.inner.modules() if isinstance(m, nn.Conv2d)]
     assert all(x.dtype is torch.bfloat16 for m in stored for x in m.parameters())
@@ -127,7 +130,7 @@ def small() -> Network:
 def test_answers_alike_in_any_context(small: Network, images: Tensor, precision: str) -> None:
     fast = in_form(small, precision=precision)
     plain = fast(images)
-    assert not plain.logits.requires_grad
+    assert not fast(images.clone().requires_grad_()).logits.requires_grad
     for context in ("32-true", "bf16-mixed"):
         with autocast(context, CPU):
             assert difference(fast(images), plain) == 0
@@ -155,9 +158,9 @@ def test_a_copy_does_not_lead_back_to_the_original(small: Network) -> None:
 
 
 def test_is_asked_as_the_original(small: Network, images: Tensor) -> None:
-    fast = in_form(small)
-    batch = Batch(images, labels=torch.zeros(3, dtype=torch.long), index=torch.arange(3))
-    assert difference(fast.ask(batch), small(images)) <= FOLDED_WITHIN
+    fast = in_form(small, precision="bf16-mixed")
+    batch = Batch(images, labels=torch.zeros(8, dtype=torch.long), index=torch.arange(8))
+    assert difference(fast.ask(batch), small(images)) <= BF16_WITHIN
     assert fast.shapes(SIZE) == small.shapes(SIZE)
     assert torch.equal(fast.classifier.weight, small.classifier.weight)
     for own, original in zip(fast.norms, small.norms, strict=True):
@@ -327,6 +330,9 @@ class NormInTwoPlaces(Toy):
     def make(self) -> None:
         self.also = self.norm
 
+    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.also(self.conv(x)),)
+
 
 FOLDED = {Toy: 1, LooksAtShape: 1, Unusual: 3}
 KEPT = (
@@ -492,8 +498,8 @@ def test_compiled_answers_alike_whatever_the_batch(small: Network, precision: st
                     assert difference(fast(batch), plain(batch)) <= within
         with torch.no_grad():
             assert difference(fast(batches[0]), plain(batches[0])) <= within
+        assert fast.shapes(SIZE) == small.shapes(SIZE)
     assert torch.equal(first.logits, kept)  # later answers do not overwrite earlier ones
-    assert fast.shapes(SIZE) == small.shapes(SIZE)
 
 
 # ---------------------------------------------------------------------- published weights on real images
@@ -546,6 +552,5 @@ def test_real_accuracy_stays(name: str, cifar_root: Path) -> None:
     }
     top1 = {precision: evaluation.scores["top1"] for precision, evaluation in found.items()}
     agree = (found["32-true"].predictions == found["bf16-mixed"].predictions).float().mean().item()
-    print(name, top1, agree)
     assert abs(top1["32-true"] - top1["bf16-mixed"]) < 0.1
     assert agree >= 0.97

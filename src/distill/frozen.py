@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from distill.build import channels_last, freeze
 from distill.models.network import Network
 from distill.numerics import autocast, stream
-from distill.types import Output
+from distill.types import Output, Shapes
 
 log = logging.getLogger("distill")
 
@@ -33,8 +33,8 @@ ASIDE = {
 class FrozenNetwork(Network):
     """A network that answers and never changes; built by `fastest`.
 
-    It computes without a graph and in its own precision, whatever context it is called in. Where a graph is wanted
-    behind a part of the teacher, `classifier` has the original's numbers in float32.
+    It computes without a graph and in its own precision, whatever context it is called in. Its parts are not for use
+    by themselves, but for `classifier` and `norms`, which have the numbers of the original.
 
     Args:
         inner: Changed for speed alone; taken over, not copied.
@@ -85,6 +85,11 @@ class FrozenNetwork(Network):
         with torch.no_grad(), _context(self.precision, images.device):
             return self._run(self.inner, images)
 
+    def shapes(self, size: int) -> Shapes:
+        """As `Network.shapes`; compiles nothing."""
+        with _context(self.precision, self.mean.device):
+            return self.inner.shapes(size)
+
 
 def _call(network: Network, images: Tensor) -> Output:
     output: Output = network(images)
@@ -113,10 +118,8 @@ def fastest(teacher: Network, *, precision: str, device: torch.device, size: int
         size: Of the images it will be asked about, in px.
         compiled: Whether to compile, which takes tens of seconds on a CPU, at the first call.
     """
-    inner = copy.deepcopy(teacher)
-    inner.__dict__.pop("train", None)  # that of `build.freeze` would put the original into a mode
-    inner.requires_grad_(False).eval()
-    norms = tuple(copy.deepcopy(norm) for norm in inner.norms)
+    inner = freeze(copy.deepcopy(teacher))
+    norms = inner.norms
     with stream("frozen", "probe"):
         probe = torch.rand(2, 3, size, size)
     cpu = torch.device("cpu")  # whose float32 is float32, where a GPU's may be TF32
@@ -128,7 +131,9 @@ def fastest(teacher: Network, *, precision: str, device: torch.device, size: int
         inner = _changed(
             inner, store_cast, probe.to(device), context=_context(precision, device), within=CAST_WITHIN, what="cast"
         )
-    return FrozenNetwork(freeze(inner), norms=norms, precision=precision, compiled=compiled)
+    # frozen anew: what `freeze` gave the copies before is bound to the networks they are copies of
+    frozen = FrozenNetwork(freeze(inner), norms=norms, precision=precision, compiled=compiled)
+    return frozen.to(device)
 
 
 @torch.no_grad()
@@ -243,10 +248,8 @@ def foldable(network: Network, probe: Tensor) -> list[tuple[nn.Conv2d, nn.BatchN
     """
     made: dict[int, nn.Conv2d] = {}  # by the id of what the convolution answered
     followed: list[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]] = []
-    calls: dict[nn.Module, int] = defaultdict(int)
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        calls[module] += 1
         if isinstance(module, nn.Conv2d):
             trace.kept.append(output)
             made[id(output)] = module
@@ -257,21 +260,19 @@ def foldable(network: Network, probe: Tensor) -> list[tuple[nn.Conv2d, nn.BatchN
     candidates = [module for module in network.modules() if _plain(module)]
     with _hooked(candidates, hook), trace:
         trace.read("answer", vars(network(probe)))
-    owners: dict[int, int] = defaultdict(int)  # how many modules hold a parameter, buffer or child of that id
+    places: dict[int, int] = defaultdict(int)
     for module in network.modules():
-        for held in (*module._parameters.values(), *module._buffers.values(), *module._modules.values()):
-            owners[id(held)] += 1
+        for child in module._modules.values():
+            places[id(child)] += 1
 
-    def alone(held: Tensor | None) -> bool:
-        return held is None or (owners[id(held)] == 1 and len(trace.uses[id(held)]) <= 1)
+    def read_once(*held: Tensor) -> bool:
+        return all(len(trace.uses[id(tensor)]) <= 1 for tensor in held)
 
+    # a module called twice reads its weights twice
     return [
         (convolution, norm)
         for convolution, norm, between in followed
-        if calls[convolution] == calls[norm] == 1
-        and len(trace.uses[id(between)]) == 1
-        and owners[id(norm)] == 1
-        and all(map(alone, (*convolution.parameters(), *norm.parameters(), *norm.buffers())))
+        if places[id(norm)] == 1 and read_once(between, *convolution.parameters(), *norm.parameters(), *norm.buffers())
     ]
 
 

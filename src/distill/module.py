@@ -15,7 +15,7 @@ from distill.distillers import Distiller
 from distill.errors import UserError
 from distill.meter import Meter
 from distill.models.network import Network
-from distill.numerics import mix
+from distill.numerics import mix, reseed
 from distill.scores import Scores
 from distill.types import Batch, Output, Spec, Step
 
@@ -97,7 +97,7 @@ class Distillation(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # checkpoints hold no global random state: everything random in a step is a function of where it stands
-        torch.manual_seed(mix(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
+        reseed(mix(self.seed, "step", self.current_epoch, batch_idx, self.global_rank), self.device)
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -29,11 +29,19 @@ _OF_THE_METHOD = (
     "trainer.precision",
 )
 _NOT_OF_THE_METHOD = (
-    *("recipe.epochs", "data.root", "data.holdout", "data.download", "data.eval_batch_size", "data.workers"),
+    *(
+        "recipe.epochs",
+        "data.root",
+        "data.holdout",
+        "data.download",
+        "data.eval_batch_size",
+        "data.workers",
+        "data.prefetch",
+    ),
     *("student.name", "student.label"),
 )
 _NOT_IN_THE_HASH = ("logger", "trainer", "checkpoint", "resume", "names")
-_PATHS = ("root", "weights", "download", "workers", "eval_batch_size", "keep", "keep_in")
+_PATHS = ("root", "weights", "download", "workers", "prefetch", "eval_batch_size", "keep", "keep_in")
 
 
 def variant(overrides: Iterable[str]) -> str:

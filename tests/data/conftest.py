@@ -59,6 +59,7 @@ def folder():
 
     def build(root, **numbers):
         own = {"root": str(root), "size": 16, "batch_size": 4, "num_classes": 2, "flip": True, "workers": 0}
+        own["prefetch"] = 2
         return Folder(**{**COMMON, **own, **numbers})
 
     return build

@@ -8,10 +8,12 @@ import types
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from distill.data.layout import classes_in
+from distill.data.workers import Files, TrainTransform, eval_transform
 from distill.errors import UserError
 from image_files import write_images
 
@@ -25,6 +27,12 @@ def ready(data):
 def trainer_at(epoch, rank, world):
     strategy = types.SimpleNamespace(root_device=torch.device("cpu"))
     return types.SimpleNamespace(global_rank=rank, world_size=world, strategy=strategy, current_epoch=epoch)
+
+
+def noise(height, width):
+    """An image of noise, smoothed so that every way of saving it differs little."""
+    pixels = torch.randint(256, (3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return tvf.to_pil_image(tvf.resize(pixels, [height, width]))
 
 
 @pytest.fixture
@@ -146,6 +154,76 @@ def test_a_rank_without_a_row_yields_an_empty_batch(tree, folder):
     assert (len(last), last.rows, last.index.dtype) == (0, (1, 0), torch.int64)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shape", [(40, 60), (16, 16), (9, 14), (200, 3), (4, 300)])
+def test_training_images_are_torchvisions_own(shape, flip):
+    image = tvf.pil_to_tensor(noise(*shape))
+    theirs = v2.Compose([v2.RandomResizedCrop(16, antialias=True), v2.RandomHorizontalFlip(0.5 if flip else 0)])
+    ours = TrainTransform(16, flip=flip)
+    mirrored = 0
+    for seed in range(30):
+        torch.manual_seed(seed)
+        result = ours(image)
+        torch.manual_seed(seed)
+        assert torch.equal(result, theirs(image.contiguous()))
+        torch.manual_seed(seed)
+        mirrored += not torch.equal(result, TrainTransform(16, flip=False)(image))
+    assert 5 < mirrored < 25 if flip else mirrored == 0
+
+
+@pytest.mark.parametrize("shape", [(37, 52), (150, 90), (18, 18)])
+def test_evaluated_images_are_those_of_pil_within_rounding(shape):
+    image = noise(*shape)
+    theirs = transforms.Compose([transforms.Resize(18), transforms.CenterCrop(16)])(image)
+    ours = eval_transform(16)(tvf.pil_to_tensor(image))
+    assert (ours.int() - tvf.pil_to_tensor(theirs).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("colour.jpg", "RGB", {}),
+        ("full.jpg", "RGB", {"subsampling": 0}),
+        ("late.jpg", "RGB", {"progressive": True}),
+        ("untransformed.jpg", "RGB", {"keep_rgb": True}),
+        ("grey.jpg", "L", {}),
+        ("print.jpg", "CMYK", {}),
+        ("named.jpg", "RGB", {"format": "PNG"}),
+        ("few.gif", "P", {}),
+    ],
+)
+def test_pixels_are_those_of_pil(tmp_path, name, mode, options):
+    path = tmp_path / name
+    noise(37, 52).convert(mode).save(path, **options)
+    with Image.open(path) as file:
+        expected = tvf.pil_to_tensor(file.convert("RGB"))
+    pixels = Files.decode(path)
+    assert torch.equal(pixels, expected)
+    assert pixels.permute(1, 2, 0).is_contiguous()
+
+
+def test_a_worker_has_one_thread(tree, at, monkeypatch):
+    monkeypatch.setattr(Files, "decode", lambda self, path: torch.full((3, 20, 20), 51 * torch.get_num_threads()))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        images = torch.cat([batch.images for batch in at(tree, workers=1)])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.allclose(images, torch.tensor(0.2))
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(-1, 2), (2, 0), (0, -3)])
+def test_impossible_numbers_are_named(tree, folder, workers, prefetch):
+    with pytest.raises(UserError, match=rf"(workers={workers}|prefetch={prefetch}) is out of range"):
+        folder(tree, workers=workers, prefetch=prefetch)
+
+
+def test_workers_make_as_many_batches_ahead_as_asked_for(tree, at):
+    loader = at(tree, workers=1, prefetch=5)
+    assert loader.torch_loader.prefetch_factor == 5
+
+
 def test_grey_and_transparent_images_have_three_channels(tmp_path, folder):
     write_images(tmp_path, {"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 1})
     Image.new("L", (30, 20), 100).save(tmp_path / "train" / "a" / "grey.png")
@@ -156,8 +234,9 @@ def test_grey_and_transparent_images_have_three_channels(tmp_path, folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("content", [b"", b"no image", None])
-def test_an_unreadable_image_is_named_in_one_sentence(tree, folder, workers, content):
-    path = tree / "train" / "dog" / "0.png"
+@pytest.mark.parametrize("name", ["0.png", "1.jpg"])
+def test_an_unreadable_image_is_named_in_one_sentence(tree, folder, workers, content, name):
+    path = tree / "train" / "dog" / name
     path.write_bytes(path.read_bytes()[:200] if content is None else content)
     loader = ready(folder(tree, workers=workers)).train_dataloader()
     sentence = "read"

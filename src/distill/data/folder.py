@@ -11,7 +11,7 @@ from PIL import Image
 
 from distill.data.base import ImageData, Part
 from distill.data.layout import class_folders
-from distill.data.workers import Files, WorkerEval, WorkerTrain, eval_transform, train_transform
+from distill.data.workers import Files, TrainTransform, WorkerEval, WorkerTrain, eval_transform
 from distill.errors import UserError
 
 
@@ -42,10 +42,22 @@ class Folder(ImageData):
     Args:
         flip: Whether training images are mirrored at random.
         workers: Processes that read images; 0 reads in this one.
+        prefetch: Batches that each of them makes ahead.
+
+    Raises:
+        UserError: If there are less than 0 workers or 1 batch ahead.
     """
 
     flip: bool
     workers: int
+    prefetch: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 0:
+            raise UserError(f"workers={self.workers} is out of range: it must be at least 0")
+        if self.prefetch < 1:
+            raise UserError(f"prefetch={self.prefetch} is out of range: it must be at least 1")
 
     def read(self) -> tuple[Part, Part]:
         """List the files; `Part.images` are their paths within `root`, encoded.
@@ -82,12 +94,13 @@ class Folder(ImageData):
 
     def train_loader(self, part: Part) -> WorkerTrain:
         """Shuffled, augmented batches."""
-        transform = train_transform(self.size, flip=self.flip)
+        transform = TrainTransform(self.size, flip=self.flip)
         return WorkerTrain(
             Files(Path(self.root), part.images, part.labels, transform=transform, seed=self.seed),
             device=self.device,
             size=self.size,
             workers=self.workers,
+            prefetch=self.prefetch,
             batch_size=self.batch_size,
             rank=self.rank,
             world=self.world,
@@ -103,6 +116,7 @@ class Folder(ImageData):
             device=self.device,
             size=self.size,
             workers=self.workers,
+            prefetch=self.prefetch,
             batch_size=self.eval_batch_size,
             rank=self.rank,
             world=self.world,

@@ -1,15 +1,25 @@
-"""Large images: read, cropped and resized by worker processes, whose number changes nothing but the speed."""
+"""Large images: read, cropped and resized by worker processes, whose number changes nothing but the speed.
 
+A worker spends most of its time on decoding, which libjpeg-turbo does through torchvision without PIL's detour over
+four bytes per pixel; the pixels are the same. What follows stays in bytes and in the layout that the decoder writes,
+height x width x channel: the resizing has fast code for that, and networks want it. Only the crop is resized, always
+from the whole resolution, since decoding at a fraction of it (PIL's draft mode) would change the pixels. A batch
+travels as bytes, a quarter of what floats take, and becomes float32 on the device.
+"""
+
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
@@ -25,11 +35,28 @@ Row = tuple[Tensor, int, int]
 RESIZE = 256 / 224  # the side before the central crop, in units of the crop
 
 
-def train_transform(size: int, *, flip: bool) -> Transform:
-    """A random crop of random area and aspect (Szegedy et al., 2015), resized, and mirrored at random."""
-    crop = v2.RandomResizedCrop(size, antialias=True)
-    transform: Transform = v2.Compose([crop, v2.RandomHorizontalFlip()]) if flip else crop
-    return transform
+class TrainTransform:
+    """A random crop of random area and aspect (Szegedy et al., 2015), resized, and mirrored at random.
+
+    It draws and gives what `v2.RandomResizedCrop` and `v2.RandomHorizontalFlip` do, but these resize the crop as a
+    view with gaps, for which torch leaves its fast code: copying the crop first saves a third of the time.
+
+    Args:
+        size: Height and width of the result.
+        flip: Whether to mirror every other image.
+    """
+
+    def __init__(self, size: int, *, flip: bool) -> None:
+        self.crop = v2.RandomResizedCrop(size)
+        self.size = [size, size]
+        self.flip = flip
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Shape (3, height, width), uint8, to (3, size, size)."""
+        crop = tvf.crop(image, **self.crop.make_params([image]))
+        crop = crop.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        resized: Tensor = tvf.resize(crop, self.size, antialias=True)
+        return resized.flip(2) if self.flip and torch.rand(1) < 0.5 else resized
 
 
 def eval_transform(size: int) -> Transform:
@@ -59,32 +86,48 @@ class Files(Dataset[Row | str]):
         self.transform = transform
         self.seed = seed
 
+    @staticmethod
+    def decode(path: Path) -> Tensor:
+        """Pixels of an image file, shape (3, height, width), uint8, in memory height x width x channel.
+
+        Colour JPEGs are torchvision's, everything else is PIL's: other formats, grey and CMYK JPEGs, and damaged ones,
+        about which it complains.
+
+        Raises:
+            Exception: Of any kind, if it cannot be read: PIL's plugins raise whatever their format makes them.
+        """
+        with contextlib.suppress(RuntimeError):
+            pixels: Tensor = decode_jpeg(torch.from_numpy(np.fromfile(path, dtype=np.uint8)))
+            if len(pixels) == 3:
+                return pixels
+        with Image.open(path) as image:
+            pixels = tvf.pil_to_tensor(image.convert("RGB"))
+        return pixels
+
     def __getitem__(self, key: Key) -> Row | str:
         sample, epoch = key
         path = self.root / os.fsdecode(self.paths[sample])
         try:
-            with Image.open(path) as image:
-                pixels = tvf.pil_to_tensor(image.convert("RGB"))
-        except Exception as error:  # PIL's plugins raise whatever their format makes them
+            pixels = self.decode(path)
+        except Exception as error:
             return f"{path} cannot be read as an image ({error}): replace or remove it"
         # the generator alone, since torch.manual_seed would also seed the accelerators of a process without workers
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mixed(self.seed, epoch, sample))
-            return self.transform(pixels), int(self.labels[sample]), sample
+            image = self.transform(pixels)
+        return image.permute(1, 2, 0), int(self.labels[sample]), sample
 
 
-def collate(rows: Sequence[Row | str], *, size: int) -> tuple[Tensor, Tensor, Tensor] | str:
-    """Images, labels and index of a batch, which may be empty, or the first complaint in it."""
-    good: list[Row] = []
+def collate(rows: list[Row | str], *, size: int) -> Sequence[Tensor] | str:
+    """Images, shape (rows, size, size, 3), labels and index of a batch, or the first complaint in it."""
     for row in rows:
         if isinstance(row, str):
             return row
-        good.append(row)
-    if not good:
+    if not rows:
         nothing = torch.empty(0, dtype=torch.long)
-        return torch.empty(0, 3, size, size, dtype=torch.uint8), nothing, nothing
-    images, labels, index = zip(*good, strict=True)
-    return torch.stack(images), torch.tensor(labels), torch.tensor(index)
+        return torch.empty(0, size, size, 3, dtype=torch.uint8), nothing, nothing
+    batch: list[Tensor] = default_collate(rows)  # a worker's are written where the other process reads them
+    return batch
 
 
 class Plan:
@@ -110,11 +153,14 @@ class WorkerLoader(Loader):
         files: The images.
         device: Where to put the batches.
         size: Height and width of an image.
-        workers: Processes; 0 works in this one.
+        workers: Processes of one thread each; 0 works in this one.
+        prefetch: Batches that each worker makes ahead.
         **common: See `Loader` and `TrainLoader`.
     """
 
-    def __init__(self, files: Files, *, device: torch.device, size: int, workers: int, **common: Any) -> None:
+    def __init__(
+        self, files: Files, *, device: torch.device, size: int, workers: int, prefetch: int, **common: Any
+    ) -> None:
         super().__init__(num_samples=len(files.labels), **common)
         self.device = device
         self.plan = Plan(self.cuts)
@@ -125,6 +171,7 @@ class WorkerLoader(Loader):
             collate_fn=partial(collate, size=size),
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers else None,
             generator=torch.Generator(),  # else it draws from, and so moves, the process's own
         )
 
@@ -148,8 +195,7 @@ class WorkerLoader(Loader):
             if isinstance(content, str):
                 raise UserError(content)
             images, labels, index = (tensor.to(self.device, non_blocking=True) for tensor in content)
-            # bytes travel and change their layout, floats do not
-            images = images.contiguous(memory_format=torch.channels_last).float() / 255
+            images = images.permute(0, 3, 1, 2).float().div_(255)
             yield Batch(images, labels, index, rows=self.cuts[batch][1])
 
 

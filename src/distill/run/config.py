@@ -135,7 +135,16 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> Config:
     saved = OmegaConf.load(file)
     assert isinstance(saved, DictConfig)
     now = [o for o in overrides if not o.startswith(("resume=", "hydra."))]
-    free = ("trainer.", "logger.", "checkpoint.", "data.root=", "data.workers=", "teacher.weights=", "teacher.keep_in=")
+    free = (
+        "trainer.",
+        "logger.",
+        "checkpoint.",
+        "data.root=",
+        "data.workers=",
+        "data.prefetch=",
+        "teacher.weights=",
+        "teacher.keep_in=",
+    )
     if other := [o for o in now if not o.startswith(free)]:
         raise UserError(
             f"resume goes on with the saved configuration of {cfg.resume}: {', '.join(other)} cannot change in it"
