@@ -11,6 +11,7 @@ from PIL import Image
 
 from distill.data.base import ImageData, Part
 from distill.data.layout import class_folders
+from distill.data.strong import TwoViews
 from distill.data.workers import Files, WorkerEval, WorkerTrain, eval_transform, train_transform
 from distill.errors import UserError
 
@@ -83,6 +84,8 @@ class Folder(ImageData):
     def train_loader(self, part: Part) -> WorkerTrain:
         """Shuffled, augmented batches."""
         transform = train_transform(self.size, flip=self.flip)
+        if self.strong_views:
+            transform = TwoViews(transform)
         return WorkerTrain(
             Files(Path(self.root), part.images, part.labels, transform=transform, seed=self.seed),
             device=self.device,

@@ -48,7 +48,7 @@ class Files(Dataset[Row | str]):
         root: Folder that the paths start from.
         paths: Path of each sample, encoded, an array of bytes: Python objects would be copied into every worker.
         labels: Class of each sample, shape (samples,), int64.
-        transform: What to do with an image, shape (3, height, width), uint8.
+        transform: What to do with an image, shape (3, height, width), uint8; may give several views, stacked.
         seed: Of the run.
     """
 
@@ -149,8 +149,11 @@ class WorkerLoader(Loader):
                 raise UserError(content)
             images, labels, index = (tensor.to(self.device, non_blocking=True) for tensor in content)
             # bytes travel and change their layout, floats do not
-            images = images.contiguous(memory_format=torch.channels_last).float() / 255
-            yield Batch(images, labels, index, rows=self.cuts[batch][1])
+            weak, *strong = (
+                view.contiguous(memory_format=torch.channels_last).float() / 255
+                for view in (images.unbind(1) if images.ndim == 5 else (images,))
+            )
+            yield Batch(weak, labels, index, strong=strong[0] if strong else None, rows=self.cuts[batch][1])
 
 
 class WorkerTrain(WorkerLoader, TrainLoader):

@@ -146,6 +146,7 @@ def prepare(config: Config, folder: Path) -> Prepared:
         batch_size=config["recipe"]["batch_size"],
     )
     distiller = build_distiller(config["distiller"], spec, seed=config["seed"])
+    data.strong_views = distiller.views == 2
     scores, predictions = None, None
     if teacher is not None:
         scores, predictions = measure_teacher(config, teacher, data, folder, precision, device)
