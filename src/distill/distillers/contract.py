@@ -1,6 +1,6 @@
 """The contract between a method and the training loop."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,13 @@ class Distiller(nn.Module):
         needs: What it reads of the networks: "logits" or "features".
         views: How many views of each image it asks for: 1, or 2 with a strongly augmented one.
         needs_teacher: False for one that never asks the teacher: then a teacher only serves to compare with.
+
+    These three are said by the class, or by an instance where they depend on what it is made of.
     """
 
-    needs: ClassVar[Literal["logits", "features"]] = "logits"
-    views: ClassVar[Literal[1, 2]] = 1
-    needs_teacher: ClassVar[bool] = True
+    needs: Literal["logits", "features"] = "logits"
+    views: Literal[1, 2] = 1
+    needs_teacher: bool = True
 
     def prepare(self, student: Network, teacher: Network | None) -> None:
         """Freeze or swap parts of the networks, once, before the optimizer is built."""

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from distill import launch
-from distill.build import build, check_arguments
+from distill.build import build, check_arguments, check_method
 from distill.errors import UserError
 from distill.mistake import nearest_first
 from distill.run.config import Config
@@ -68,7 +68,7 @@ def check(config: Config) -> None:
         raise UserError(
             "trainer.num_nodes needs a launcher that starts one process per device, such as torchrun or srun."
         )
-    check_arguments(config["distiller"], what="distiller", given=("spec",))
+    check_method(config["distiller"])
     build(recipe["schedule"], what="recipe.schedule")
     optimizer = build({**config["optimizer"], "_partial_": True}, what="optimizer", given=("params",))
     try:
