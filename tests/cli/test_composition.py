@@ -65,6 +65,8 @@ def test_what_is_nested_shrinks_with_the_recipe():
         (("lskd_dkd", "resnet32x4", "resnet8x4"), {"temperature": 2, "alpha": 9, "beta": 72, "ce_weight": 1}),
         (("lskd_dkd", "resnet56", "resnet20"), {"temperature": 3, "alpha": 18, "beta": 36, "warmup_epochs": 20}),
         (("dkd", "resnet56", "resnet20"), {"temperature": 4, "alpha": 1, "beta": 2}),
+        (("lskd_mlkd", "vgg13", "vgg8"), {"temperatures": [2, 3, 5, 2, 6], "kd_weight": 6, "ce_weight": 0.1}),
+        (("lskd_mlkd", "cifar_resnet50", "mobilenetv2"), {"temperatures": [2, 3, 5, 2, 6], "kd_weight": 9}),
         (("lskd_rld", "resnet56", "resnet20"), {"temperature": 2, "confidence_temperature": 2, "alpha": 9, "beta": 72}),
         (("lskd_ctkd", "vgg13", "vgg8"), {"lowest_temperature": 2, "kd_weight": 9, "ce_weight": 0.1}),
     ],
@@ -74,6 +76,16 @@ def test_a_ready_made_composition_has_the_published_numbers_of_its_pair(words, n
     name, teacher, student = words
     node = harness.configure(f"distiller={name}", f"teacher={teacher}", f"student={student}")["distiller"]
     assert numbers.items() <= node.get("host", node).items()
+
+
+def test_a_longer_experiment_of_the_host_is_one_of_the_composition_too():
+    config = harness.configure("experiment=mlkd_480", "distiller=lskd_mlkd", "teacher=vgg13", "student=vgg8")
+    assert (config["names"]["distiller"], config["recipe"]["epochs"], config["recipe"]["lr"]) == (
+        "lskd_mlkd",
+        480,
+        0.01,
+    )
+    assert config["distiller"]["raw_terms"] == ["ce", "class", "batch"]
 
 
 @pytest.mark.parametrize("name", ["lskd_kd", "lskd_dkd"])

@@ -9,8 +9,9 @@ from torch import nn
 from distill.distillers import Distiller
 from distill.distillers.ctkd import CTKD
 from distill.distillers.dkd import DKD
-from distill.distillers.kd import KD
+from distill.distillers.kd import KD, kd_loss
 from distill.distillers.lskd import LSKD, standardize
+from distill.distillers.mlkd import MLKD
 from distill.distillers.rld import RLD
 from distill.errors import UserError
 from distill.types import Batch, Output, Shapes, Spec, Step
@@ -176,6 +177,20 @@ def test_the_strong_view_is_standardised_too_and_raw_terms_read_neither():
     torch.testing.assert_close(terms["ce"], step.student.logits.square().sum())
     torch.testing.assert_close(terms["strong"], torch.tensor(5 * 6.0))  # of each row the squares sum to classes - 1
     torch.testing.assert_close(terms["target"], step.teacher.strong.square().sum())
+
+
+def test_over_mlkd_only_the_divergence_reads_standardised_logits_of_both_views():
+    """As the published numbers: "class" and "batch" are those of raw logits."""
+    numbers = {"temperatures": [2.0, 3.0], "ce_weight": 0.1, "kd_weight": 9.0, "terms": "released"}
+    host, step = MLKD(SPEC, **numbers), two_views()
+    terms = LSKD(SPEC, host=host, raw_terms=["ce", "class", "batch"])(step)
+    raw = host(step)
+    views = [(step.student.logits, step.teacher.logits), (step.student.strong, step.teacher.strong)]
+    weak, strong = (
+        sum(kd_loss(rows_by_loops(s), rows_by_loops(t), temperature=T) for T in (2.0, 3.0)) for s, t in views
+    )
+    assert all(terms[name] == raw[name] for name in ("ce", "class", "batch"))
+    torch.testing.assert_close(terms["instance"], 9 * (3 / 5 * weak + strong))  # three of five rows: their median too
 
 
 def test_the_host_updates_its_state_with_what_it_was_shown():
