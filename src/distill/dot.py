@@ -31,8 +31,8 @@ class DOT(Optimizer):
 
     The price is a second backward pass through the student in every step (measured for resnet20 and resnet8x4 at batch
     64 on one CPU thread: 1.7 times SGD's step, or 1.1 and 1.2 times with a resnet32x4 to ask), and memory for a second
-    gradient and a second buffer. Several ranks also exchange twice as much: DDP averages the task's gradient while it is
-    computed, `step` the other one afterwards.
+    gradient and a second buffer. Several ranks also exchange twice as much: DDP averages the task's gradient during
+    the backward pass, `step` the other one afterwards.
 
     Args:
         params: Parameters, or groups of them, as for any optimizer.
