@@ -2,11 +2,11 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, get_object, instantiate
+from hydra.utils import get_object, instantiate
 from torch import nn
 
 from distill.checkpoint import load_weights
@@ -134,21 +134,68 @@ def freeze(teacher: Network) -> Network:
     return teacher
 
 
-def build_distiller(node: Node, spec: Spec, *, seed: int) -> Distiller:
-    """A method as its node says.
+def methods_in(node: Node) -> dict[str, Any]:
+    """What a method's node has where its class takes other methods, by place: `host`, or `terms.kd`.
+
+    The annotations of the class decide: a `Distiller`, or a mapping of names to them.
+    """
+    found: dict[str, Any] = {}
+    for key, kind in kinds_of(get_object(node["_target_"])).items():
+        if key not in node:
+            continue
+        value, arguments = node[key], get_args(kind)
+        if _is_method(kind):
+            found[key] = value
+        elif arguments and _is_method(arguments[-1]):
+            named = value if isinstance(value, Mapping) else {str(value): value}
+            found |= {f"{key}.{name}": part for name, part in named.items()}
+    return found
+
+
+def _is_method(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Distiller)
+
+
+def check_method(node: Node, *, what: str = "distiller") -> None:
+    """`check_arguments` of a method, and of the methods in it.
+
+    Raises:
+        UserError: As there, or if something else stands where a method must.
+    """
+    check_arguments(node, what=what, given=("spec",))
+    for place, part in methods_in(node).items():
+        where = f"{what}.{place}"
+        if not isinstance(part, Mapping) or "_target_" not in part:
+            right = f"distiller@{where}=NAME"
+            if "." in place:  # one of many
+                right = f"+{right}, or take it out with ~{where}"
+            raise UserError(f"{where}={part} is no method: choose one with {right}.")
+        check_method(part, what=where)
+
+
+def build_distiller(node: Node, spec: Spec, *, seed: int, what: str = "distiller") -> Distiller:
+    """A method as its node says; methods in it are built before, each from the same `spec`.
 
     Raises:
         UserError: If the node does not fit the class, the class is no method, or it needs a teacher and there is none.
     """
-    target = get_class(node["_target_"]) if "_target_" in node else None
-    if isinstance(target, type) and issubclass(target, Distiller) and target.needs_teacher and spec.teacher is None:
+    check_arguments(node, what=what, given=("spec",))
+    target = get_object(node["_target_"])
+    if not _is_method(target):
+        raise UserError(f"{what}._target_={node['_target_']} is no distill.distillers.Distiller.")
+    if target.needs_teacher and spec.teacher is None:
         raise UserError(
             f"distiller {target.__name__} needs a teacher: choose one with teacher=NAME, or distiller=none."
         )
-    with stream(seed, "distiller"):
-        distiller = build(node, what="distiller", given=("spec",), arguments=(spec,))
-    if not isinstance(distiller, Distiller):
-        raise UserError(f"distiller._target_={node['_target_']} is no distill.distillers.Distiller.")
+    parts: dict[str, Any] = {}
+    for place, part in methods_in(node).items():
+        key, _, name = place.partition(".")
+        built = build_distiller(part, spec, seed=seed, what=f"{what}.{place}")
+        parts[key] = {**parts.get(key, {}), name: built} if name else built
+    own = {key: value for key, value in node.items() if key not in parts}
+    make = build({**own, "_partial_": True}, what=what, given=("spec", *parts))
+    with stream(seed, "distiller"):  # also for a part: alone or in another method, it has the same start
+        distiller: Distiller = make(spec, **parts)
     return distiller
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +48,23 @@ def folder_name(text: str) -> str:
     return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+def method_name(choices: Mapping[str, Any], place: str = "distiller") -> str:
+    """What a method is called: `kd` as it was chosen; with methods in it that were chosen by themselves, after those.
+
+    A wrapper of one is named by both, `lskd+dkd`; one of several by these alone, in alphabetical order: `crd+kd`.
+
+    Args:
+        choices: Hydra's, by group and package: {"distiller": "lskd", "distiller@distiller.host": "dkd"}.
+        place: Where the method stands.
+    """
+    group = "distiller" if place == "distiller" else f"distiller@{place}"
+    inner = [key.partition("@")[2] for key in choices if key.startswith(f"distiller@{place}.")]
+    # of lskd within sum the host is no part of the sum
+    direct = [name for name in inner if not any(name.startswith(f"{other}.") for other in inner)]
+    parts = sorted(method_name(choices, part) for part in direct)
+    return "+".join(parts if len(parts) > 1 else [str(choices[group]), *parts])
+
+
 def offer() -> None:
     """Register networks and resolvers, and let `-cd FOLDER` bring its own Python modules."""
     zoo.offer()
@@ -56,6 +73,7 @@ def offer() -> None:
     OmegaConf.register_new_resolver("scaled", scaled, replace=True)
     OmegaConf.register_new_resolver("classes_in", classes_in, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("method_name", method_name, replace=True)
     OmegaConf.register_new_resolver("either", lambda first, second: first or second, replace=True)
     for flag, value in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
         name, _, attached = flag.partition("=")

@@ -8,7 +8,7 @@ import torch
 from hydra.utils import get_class
 from torch import nn
 
-from distill.build import build_distiller, build_network, freeze, shapes
+from distill.build import Node, build_distiller, build_network, freeze, methods_in, shapes
 from distill.checkpoint import load_weights, read_metadata
 from distill.distillers import Distiller
 from distill.errors import UserError
@@ -18,20 +18,23 @@ from distill.types import Spec
 RECIPE = "distill"  # the metadata key under which a file says how to rebuild its network
 
 
-def _composite(target: type) -> bool:
-    return getattr(target, "deploy", None) is not Distiller.deploy
+def _composite(method: Node) -> bool:
+    """Whether a method deploys more than the student; one that is made of others deploys what they do."""
+    if parts := methods_in(method):
+        return any(_composite(part) for part in parts.values())
+    return getattr(get_class(method["_target_"]), "deploy", None) is not Distiller.deploy
 
 
 def recipe_of(
-    target: type, *, names: dict[str, Any], data: dict[str, Any], student: Any, teacher: Any, method: Any
+    *, names: dict[str, Any], data: dict[str, Any], student: Any, teacher: Any, method: Any
 ) -> dict[str, Any]:
-    """How to rebuild what a method of class `target` deploys, as plain data.
+    """How to rebuild what a method deploys, as plain data.
 
     The teacher and the method are part of it only where the method deploys more than the student.
     """
     sizes = {key: data[key] for key in ("num_classes", "size", "mean", "std")}
     recipe: dict[str, Any] = {"names": names, "data": sizes, "student": {**student, "weights": None}}
-    if _composite(target):
+    if _composite(method):
         recipe |= {"teacher": {**teacher, "weights": None}, "distiller": method}
     return recipe
 
@@ -69,11 +72,12 @@ def rebuild_run(config: dict[str, Any]) -> nn.Module:
     Raises:
         UserError: If the method deploys more than the student, which a checkpoint does not hold in one piece.
     """
-    target = get_class(config["distiller"]["_target_"])
-    if _composite(target):
-        raise UserError(f"{target.__name__} deploys more than its student: evaluate the run's student.safetensors.")
+    method = config["distiller"]
+    if _composite(method):
+        name = get_class(method["_target_"]).__name__
+        raise UserError(f"{name} deploys more than its student: evaluate the run's student.safetensors.")
     parts = {"names": config["names"], "data": config["data"], "student": config["student"]}
-    return rebuild(recipe_of(target, **parts, teacher=config.get("teacher"), method=config["distiller"]))
+    return rebuild(recipe_of(**parts, teacher=config.get("teacher"), method=method))
 
 
 def weights_of(deployed: nn.Module) -> nn.Module:

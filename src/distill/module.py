@@ -74,6 +74,7 @@ class Distillation(pl.LightningModule):
         self._clock = (0.0, 0)
         self._rate = self._lr = 0.0
         self._step: Step | None = None
+        self._apart: tuple[Tensor, Tensor] | None = None
         # DDP would overwrite them from rank 0 at each forward; they start equal and see the same gathered rows
         self._ddp_params_and_buffers_to_ignore = [f"distiller.{name}" for name, _ in distiller.named_buffers()]
 
@@ -109,7 +110,31 @@ class Distillation(pl.LightningModule):
         self.meter.update(terms, student.logits, batch.labels)
         loss: Tensor = torch.stack(list(terms.values())).sum()
         weight = self._weight(batch, batch_idx)
+        if hasattr(self.trainer.optimizers[0], "backward_apart"):
+            task, distillation = self._split(terms)
+            share = weight / self.accumulate  # Lightning divides by the latter what is returned
+            self._apart = (task * share, distillation * share)
         return loss if weight == 1 else loss * weight
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The gradient of the loss, or those of its two parts where the optimizer asks for them, as DOT does."""
+        if self._apart is None:
+            super().backward(loss, *args, **kwargs)
+            return
+        optimizer: Any = self.trainer.optimizers[0]
+        optimizer.backward_apart(*self._apart)
+        self._apart = None
+
+    def _split(self, terms: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The task term, and the sum of the others."""
+        others = [term for name, term in terms.items() if name != "ce"]
+        if "ce" not in terms or not others:
+            optimizer, method = type(self.trainer.optimizers[0]).__name__, type(self.distiller).__name__
+            raise UserError(
+                f"{optimizer} weighs cross-entropy (ce) against other terms, and {method} has only {', '.join(terms)}:"
+                " choose optimizer=sgd, another distiller, or a distiller.ce_weight above 0 where it has one."
+            )
+        return terms["ce"], torch.stack(others).sum()
 
     def _weight(self, batch: Batch, batch_idx: int) -> float:
         """Share of the step's rows, undoing DDP's mean over ranks and Lightning's over micro-batches."""
@@ -127,9 +152,22 @@ class Distillation(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = self.optimizer_from(parameters)
+        if hasattr(optimizer, "backward_apart"):
+            self._refuse_what_needs_one_gradient(type(optimizer).__name__)
         steps = -(-self.spec.num_samples // self.spec.batch_size)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _refuse_what_needs_one_gradient(self, optimizer: str) -> None:
+        if self.trainer.precision == "16-mixed":
+            raise UserError(
+                f"{optimizer} takes two gradients, of which trainer.precision=16-mixed would unscale one: choose"
+                " bf16-mixed or 32-true."
+            )
+        if self.trainer.gradient_clip_val:
+            raise UserError(
+                f"{optimizer} takes two gradients, of which trainer.gradient_clip_val would clip one: set it to null."
+            )
 
     # ------------------------------------------------------------------ an epoch
 
@@ -164,6 +202,7 @@ class Distillation(pl.LightningModule):
         values = {
             **{f"train/{name}": value for name, value in self.meter.compute().items()},
             **{f"{self.split}/{name}": value for name, value in self.epoch_scores.items()},
+            **{f"method/{name}": float(value) for name, value in self.distiller.report(self.current_epoch + 1).items()},
             "lr": self._lr,
             "images_per_second": self._rate,
         }

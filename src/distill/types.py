@@ -52,6 +52,8 @@ class Output:
         preacts: The maps of `stages[1:]` before their last ReLU; () where the network has none.
         final: The map that the classifier pools, (batch, channels, height, width).
         pooled: What the classifier reads, (batch, features).
+        strong: Class scores of the batch's strong view, shaped as `logits`; only methods of two views fill it, in
+            `observe`. All else is the answer to the weak view.
     """
 
     logits: Tensor
@@ -59,6 +61,7 @@ class Output:
     preacts: tuple[Tensor, ...] = ()
     final: Tensor | None = None
     pooled: Tensor | None = None
+    strong: Tensor | None = None
 
 
 @dataclass(frozen=True)

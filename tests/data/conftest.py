@@ -70,7 +70,7 @@ def same():
     """Whether two batches agree in every bit."""
 
     def compare(one, other):
-        for name in ("images", "labels", "index", "view"):
+        for name in ("images", "labels", "index", "view", "strong"):
             a, b = getattr(one, name), getattr(other, name)
             if isinstance(a, Tensor) != isinstance(b, Tensor) or (isinstance(a, Tensor) and not torch.equal(a, b)):
                 return False

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from distill.errors import UserError
 from distill.zoo import CATALOGUE, by_name, by_paper, offer
 
-USES = {"label", "weights", "mean", "std", "input_size", "allow_chance"}
+USES = {"label", "weights", "mean", "std", "input_size", "allow_chance", "keep", "keep_in"}
+OF_TEACHER = {"allow_chance": False, "keep": "off", "keep_in": "kept"}
 
 CONFIG = """
 defaults:
@@ -95,7 +96,7 @@ def test_every_network_can_be_chosen(folder, name):
     used = {"label": name, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": None, "weights": None}
     assert {key: value for key, value in student.items() if key in USES} == used
     assert student["num_classes"] == 7
-    assert teacher == {**student, "weights": f"weights/toy/{name}.safetensors", "allow_chance": False}
+    assert teacher == {**student, "weights": f"weights/toy/{name}.safetensors", **OF_TEACHER}
 
 
 def test_numbers_can_be_overridden(folder):

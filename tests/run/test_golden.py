@@ -22,7 +22,9 @@ def test_curve(name: str, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        harness.execute(harness.configure(*harness.SMALL, f"distiller={name}", *teacher), tmp_path)
+        # a low rate: at the recipe's, rounding grows over twelve steps to more than the tolerance
+        run = (*harness.SMALL, "recipe.lr=0.005", f"distiller={name}", *teacher)
+        harness.execute(harness.configure(*run), tmp_path)
     finally:
         torch.set_num_threads(threads)
     header, *lines = (line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines())

@@ -48,6 +48,7 @@ class ImageData(pl.LightningDataModule, ABC):
         num_samples: How many these are.
         class_names: In the order of the labels; empty where the data set has none.
         evaluated_on: What `val_dataloader` yields: "holdout", or "test" where nothing is held out.
+        strong_views: Whether training batches hold a strong view beside; to be set before `train_dataloader`.
 
     Args:
         root: Folder of the data.
@@ -74,6 +75,7 @@ class ImageData(pl.LightningDataModule, ABC):
     labels: Tensor = field(init=False)
     num_samples: int = field(init=False)
     class_names: list[str] = field(init=False, default_factory=list)
+    strong_views: bool = field(init=False, default=False)
     _parts: dict[str, Part] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from distill.data.base import ImageData, Part
 from distill.data.layout import class_folders
-from distill.data.workers import Files, TrainTransform, WorkerEval, WorkerTrain, eval_transform
+from distill.data.strong import TwoViews
+from distill.data.workers import Files, TrainTransform, Transform, WorkerEval, WorkerTrain, eval_transform
 from distill.errors import UserError
 
 
@@ -94,7 +95,9 @@ class Folder(ImageData):
 
     def train_loader(self, part: Part) -> WorkerTrain:
         """Shuffled, augmented batches."""
-        transform = TrainTransform(self.size, flip=self.flip)
+        transform: Transform = TrainTransform(self.size, flip=self.flip)
+        if self.strong_views:
+            transform = TwoViews(transform)
         return WorkerTrain(
             Files(Path(self.root), part.images, part.labels, transform=transform, seed=self.seed),
             device=self.device,

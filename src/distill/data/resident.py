@@ -1,7 +1,7 @@
 """Small images: whole on the device as uint8, cropped and flipped there, a batch at a time."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from distill.data.base import ImageData, Part
 from distill.data.loader import Loader, TrainLoader
-from distill.data.order import epoch_order, generator
+from distill.data.order import epoch_order, generator, mixed
+from distill.data.strong import draw, strengthen
 from distill.errors import UserError
 from distill.types import Batch
 
@@ -83,17 +84,27 @@ class ResidentTrain(TrainLoader):
         device: Where to keep the images and make the batches.
         padding: Zeros on each side, within which crops lie.
         flip: Whether to mirror.
+        strong: Whether to make a strong view beside, from a crop and flip of its own.
         **common: See `TrainLoader`.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, *, device: torch.device, padding: int, flip: bool, **common: Any
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        device: torch.device,
+        padding: int,
+        flip: bool,
+        strong: bool = False,
+        **common: Any,
     ) -> None:
         super().__init__(num_samples=len(labels), **common)
         self.images = F.pad(images.to(device), (0, 0, padding, padding, padding, padding))
         self.labels = labels.to(device)
         self.padding = padding
         self.flip = flip
+        self.strong = strong
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The epoch's batches from the start-th on; `view` and `names` say which augmentation each row is."""
@@ -103,13 +114,35 @@ class ResidentTrain(TrainLoader):
         numbers = number_views(views, padding=self.padding, flip=self.flip)
         names = order * count_views(padding=self.padding, flip=self.flip) + numbers[order]
         views = views[order].to(self.images.device)
+        strong = self._strong(order, epoch) if self.strong else None
         order = order.to(self.images.device)
         labels = self.labels[order]
         for batch in range(start, len(self)):
             mine, rows = self.cuts[batch]
             index, view = order[mine], views[mine]
             images = crop_and_flip(self.images, index, view, padding=self.padding)
-            yield Batch(images.float() / 255, labels[mine], index, view=view, names=names[mine], rows=rows)
+            yield Batch(
+                images.float() / 255,
+                labels[mine],
+                index,
+                view=view,
+                names=names[mine],
+                strong=strong(mine, index) if strong else None,
+                rows=rows,
+            )
+
+    def _strong(self, order: Tensor, epoch: int) -> Callable[[slice, Tensor], Tensor]:
+        """Draw an epoch's strong views; what is returned makes those of some places in its order."""
+        seed, count = mixed(self.seed, "strong"), len(order)
+        views = draw_views(count, padding=self.padding, flip=self.flip, seed=seed, epoch=epoch)
+        views = views[order].to(self.images.device)
+        drawn = draw(count, generator=generator(seed, epoch)).take(order)
+
+        def make(places: slice, index: Tensor) -> Tensor:
+            images = crop_and_flip(self.images, index, views[places], padding=self.padding)
+            return strengthen(images, drawn.take(places)).float() / 255
+
+        return make
 
 
 class ResidentEval(Loader):
@@ -178,6 +211,7 @@ class ResidentData(ImageData):
             device=self.device,
             padding=self.padding,
             flip=self.flip,
+            strong=self.strong_views,
             batch_size=self.batch_size,
             rank=self.rank,
             world=self.world,

@@ -75,7 +75,7 @@ class Files(Dataset[Row | str]):
         root: Folder that the paths start from.
         paths: Path of each sample, encoded, an array of bytes: Python objects would be copied into every worker.
         labels: Class of each sample, shape (samples,), int64.
-        transform: What to do with an image, shape (3, height, width), uint8.
+        transform: What to do with an image, shape (3, height, width), uint8; may give several views, stacked.
         seed: Of the run.
     """
 
@@ -115,7 +115,7 @@ class Files(Dataset[Row | str]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mixed(self.seed, epoch, sample))
             image = self.transform(pixels)
-        return image.permute(1, 2, 0), int(self.labels[sample]), sample
+        return image.movedim(-3, -1), int(self.labels[sample]), sample
 
 
 def collate(rows: list[Row | str], *, size: int) -> Sequence[Tensor] | str:
@@ -195,8 +195,9 @@ class WorkerLoader(Loader):
             if isinstance(content, str):
                 raise UserError(content)
             images, labels, index = (tensor.to(self.device, non_blocking=True) for tensor in content)
-            images = images.permute(0, 3, 1, 2).float().div_(255)
-            yield Batch(images, labels, index, rows=self.cuts[batch][1])
+            views = images.movedim(-1, -3)
+            weak, *strong = (view.float().div_(255) for view in (views.unbind(1) if views.ndim == 5 else (views,)))
+            yield Batch(weak, labels, index, strong=strong[0] if strong else None, rows=self.cuts[batch][1])
 
 
 class WorkerTrain(WorkerLoader, TrainLoader):

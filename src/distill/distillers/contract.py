@@ -1,6 +1,6 @@
 """The contract between a method and the training loop."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,13 @@ class Distiller(nn.Module):
         needs: What it reads of the networks: "logits" or "features".
         views: How many views of each image it asks for: 1, or 2 with a strongly augmented one.
         needs_teacher: False for one that never asks the teacher: then a teacher only serves to compare with.
+
+    These three are said by the class, or by an instance where they depend on what it is made of.
     """
 
-    needs: ClassVar[Literal["logits", "features"]] = "logits"
-    views: ClassVar[Literal[1, 2]] = 1
-    needs_teacher: ClassVar[bool] = True
+    needs: Literal["logits", "features"] = "logits"
+    views: Literal[1, 2] = 1
+    needs_teacher: bool = True
 
     def prepare(self, student: Network, teacher: Network | None) -> None:
         """Freeze or swap parts of the networks, once, before the optimizer is built."""
@@ -47,6 +49,17 @@ class Distiller(nn.Module):
 
     def update(self, step: Step) -> None:
         """Write own state, after the gradient of every batch."""
+
+    def report(self, epoch: int) -> dict[str, float | Tensor]:
+        """What is worth a column per epoch beside the terms: a learned temperature, for instance.
+
+        Args:
+            epoch: The one that ends now; counts from 1.
+
+        Returns:
+            Numbers or 0-d tensors, the same names in each epoch.
+        """
+        return {}
 
     def deploy(self, student: Network, teacher: Network | None) -> nn.Module:
         """What is evaluated and exported."""

@@ -13,13 +13,14 @@ def full_precision(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def kd_loss(s: Tensor, t: Tensor, *, temperature: float) -> Tensor:
+def kd_loss(s: Tensor, t: Tensor, *, temperature: float | Tensor) -> Tensor:
     """Kullback-Leibler divergence from the softened student to the softened teacher (section 2 of the paper).
 
     Args:
         s: Student logits, shape (batch, classes).
         t: Teacher logits, same shape; no gradient reaches them.
         temperature: Softening T > 0; the result is scaled by T² so that gradients keep their size when T changes.
+            One that is learned (0-d) gets its gradient from both sides and from T².
 
     Returns:
         Mean over the batch, in nats times T²: a scalar, never negative, zero where the logits agree up to a constant

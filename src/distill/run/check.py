@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from distill import launch
-from distill.build import build, check_arguments
+from distill.build import build, check_arguments, check_method
 from distill.errors import UserError
 from distill.mistake import nearest_first
 from distill.run.config import Config
@@ -73,9 +73,9 @@ def check(config: Config) -> None:
         )
     if (asked := config["trainer"].get("compile", "auto")) not in COMPILE:
         raise UserError(f"trainer.compile={asked} is unknown: choose auto, true or false.")
-    check_arguments(config["distiller"], what="distiller", given=("spec",))
     if (keep := (config.get("teacher") or {}).get("keep", "off")) not in KEEP:
         raise UserError(f"teacher.keep={keep} is unknown: choose one of {', '.join(KEEP)}.")
+    check_method(config["distiller"])
     build(recipe["schedule"], what="recipe.schedule")
     optimizer = build({**config["optimizer"], "_partial_": True}, what="optimizer", given=("params",))
     try:

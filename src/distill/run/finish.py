@@ -27,7 +27,6 @@ def finish(config: Config, folder: Path, parts: Prepared, keeper: Keeper) -> flo
     """
     data, deployed = parts.data, parts.deployed
     recipe = recipe_of(
-        type(parts.distiller),
         names=config["names"],
         data=config["data"],
         student=config["student"],

@@ -161,6 +161,7 @@ def prepare(config: Config, folder: Path) -> Prepared:
         batch_size=config["recipe"]["batch_size"],
     )
     distiller = build_distiller(config["distiller"], spec, seed=config["seed"])
+    data.strong_views = distiller.views == 2
     recipe = config["recipe"]
     steps = -(-data.num_samples // recipe["batch_size"]) * recipe["epochs"]
     compiled = pays(config["trainer"].get("compile", "auto"), device, steps=steps)
