@@ -1,0 +1,60 @@
+"""What the README shows works as it stands there."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import harness
+
+README = (harness.ROOT / "README.md").read_text()
+
+
+def blocks(language: str, after: str) -> list[str]:
+    """The fenced blocks of a language behind a heading."""
+    section = README.split(f"\n{after}\n", 1)[1]
+    return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
+
+
+def methods_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("methods_script", harness.ROOT / "scripts/methods.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_smallest_method_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, yaml = blocks("python", "### Write your own")[0], blocks("yaml", "### Write your own")[0]
+    (tmp_path / "mine/distiller").mkdir(parents=True)
+    (tmp_path / "mine/mimic.py").write_text(code)
+    (tmp_path / "mine/distiller/mimic.yaml").write_text(yaml)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "mine"), *sys.path])
+    place = f"hydra.searchpath=[file://{tmp_path / 'mine'}]"
+    config = harness.configure(place, *harness.SMALL, *harness.RANDOM_TEACHER, "distiller=mimic", "recipe.epochs=1")
+    harness.execute(config, tmp_path / "run")
+    header, row = (line.split(",") for line in (tmp_path / "run/metrics.csv").read_text().splitlines())
+    values = dict(zip(header, map(float, row), strict=True))
+    assert values["train/mimic"] > 0
+    assert values["train/loss"] == pytest.approx(values["train/ce"] + values["train/mimic"])
+
+
+def test_the_table_of_methods_is_that_of_the_code() -> None:
+    script = methods_script()
+    state = torch.random.get_rng_state()
+    table = script.table(script.measured())
+    torch.random.set_rng_state(state)
+    assert script.written(README, table) == README, "run `python scripts/methods.py --write README.md`"
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^python src/train\.py (?!-)([^\n#]*)", README, re.MULTILINE))))
+def test_its_commands_compose(line: str) -> None:
+    words = line.split()
+    if "-cd" in words or any(word.startswith("resume=") for word in words):
+        return  # a folder of the reader's
+    harness.configure(*words)
