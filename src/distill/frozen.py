@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from distill.build import channels_last, freeze
-from distill.models.network import Network
+from distill.models.network import Network, Standin
 from distill.numerics import autocast, stream
 from distill.types import Output, Shapes
 
@@ -30,7 +30,7 @@ ASIDE = {
 }
 
 
-class FrozenNetwork(Network):
+class FrozenNetwork(Standin):
     """A network that answers and never changes; built by `fastest`.
 
     It computes without a graph and in its own precision, whatever context it is called in. Its parts are not for use
@@ -44,8 +44,7 @@ class FrozenNetwork(Network):
     """
 
     def __init__(self, inner: Network, *, norms: tuple[nn.Module, ...], precision: str, compiled: bool) -> None:
-        super().__init__()
-        self.inner = inner
+        super().__init__(inner)
         self._norms = nn.ModuleList(norms)
         self.precision = precision
         self.compiled = compiled
@@ -64,14 +63,6 @@ class FrozenNetwork(Network):
     def normalise(self, *, mean: Sequence[float], std: Sequence[float], input_size: int | None) -> None:
         self.inner.normalise(mean=mean, std=std, input_size=input_size)
         super().normalise(mean=mean, std=std, input_size=input_size)
-
-    @property
-    def published(self) -> nn.Module:
-        return self.inner.published
-
-    @property
-    def classifier(self) -> nn.Linear:
-        return self.inner.classifier
 
     @property
     def norms(self) -> tuple[nn.Module, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.answers import Answers, half
-from distill.models.network import Network
+from distill.models.network import Network, Standin
 from distill.types import Batch, Output
 
 # Rows of every forward pass, padded where fewer are unknown. One shape per device: kernels are chosen by shapes, and a
@@ -23,7 +23,7 @@ def rows_on(device: torch.device) -> int:
     return CPU_ROWS if device.type == "cpu" else GPU_ROWS
 
 
-class KeptTeacher(Network):
+class KeptTeacher(Standin):
     """Looks the logits of named views up, and asks a network for the others.
 
     Answers are rounded to half precision before their first use, so that it does not matter who computed them: a run
@@ -35,27 +35,9 @@ class KeptTeacher(Network):
     """
 
     def __init__(self, network: Network, answers: Answers) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self.answers = answers
         self._under_way: deque[tuple[Tensor, Tensor, Any]] = deque()
-
-    @property
-    def published(self) -> nn.Module:
-        return self.network.published
-
-    @property
-    def classifier(self) -> nn.Linear:
-        return self.network.classifier
-
-    @property
-    def norms(self) -> tuple[nn.Module, ...]:
-        return self.network.norms
-
-    def forward(self, images: Tensor) -> Output:
-        """The network's answer to images whatever they are, never kept."""
-        output: Output = self.network(images)
-        return output
 
     @torch.no_grad()
     def ask(self, batch: Batch) -> Output:
@@ -78,7 +60,7 @@ class KeptTeacher(Network):
         missing = -len(images) % rows
         padded = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
         padded = padded.contiguous(memory_format=torch.channels_last)
-        logits = torch.cat([self.network(part).logits for part in torch.split(padded, rows)])
+        logits = torch.cat([self.inner(part).logits for part in torch.split(padded, rows)])
         return half(logits[: len(images)])
 
     def _keep(self, names: Tensor, fresh: Tensor) -> None:

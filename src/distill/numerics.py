@@ -1,6 +1,7 @@
 """Precision, memory layout, denormals and random streams: what decides the bits of a run."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -51,6 +52,18 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
 def flush_denormals() -> None:
     """Training on a CPU slows several-fold once values turn denormal; a no-op elsewhere."""
     torch.set_flush_denormal(True)
+
+
+@contextmanager
+def share_of_threads(processes: int) -> Iterator[None]:
+    """Compute with one process's part of this machine's cores, unless OMP_NUM_THREADS says with how many."""
+    before = torch.get_num_threads()
+    if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, before // processes))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def mix(*parts: int | str) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
@@ -14,7 +14,7 @@ from distill.build import Node, build
 from distill.compiled import next_step
 from distill.distillers import Distiller
 from distill.errors import UserError
-from distill.models.network import Network
+from distill.models.network import Network, Standin
 from distill.numerics import autocast
 from distill.run.parts import Prepared
 from distill.types import Batch, Output, Step
@@ -80,29 +80,8 @@ def timed(loop: Loop, clock: Clock, *, variant: str, number: int, steps: int) ->
     return block
 
 
-class Relay(Network):
-    """Stands for a network that may be exchanged for another."""
-
-    def __init__(self, inner: Network) -> None:
-        super().__init__()
-        self.inner = inner
-
-    @property
-    def published(self) -> nn.Module:
-        return self.inner.published
-
-    @property
-    def classifier(self) -> nn.Linear:
-        return self.inner.classifier
-
-    @property
-    def norms(self) -> tuple[nn.Module, ...]:
-        return self.inner.norms
-
-    def forward(self, images: Tensor) -> Output:
-        """The other's answer."""
-        output: Output = self.inner(images)
-        return output
+class Relay(Standin):
+    """Stands for a network that may be exchanged for another, and that may know some answers."""
 
     def ask(self, batch: Batch) -> Output:
         """The other's answer."""

@@ -87,6 +87,35 @@ class Network(nn.Module):
         )
 
 
+class Standin(Network):
+    """Stands for another network: answers as that does, and names its parts.
+
+    Args:
+        inner: The other network.
+    """
+
+    def __init__(self, inner: Network) -> None:
+        super().__init__()
+        self.inner = inner
+
+    @property
+    def published(self) -> nn.Module:
+        return self.inner.published
+
+    @property
+    def classifier(self) -> nn.Linear:
+        return self.inner.classifier
+
+    @property
+    def norms(self) -> tuple[nn.Module, ...]:
+        return self.inner.norms
+
+    def forward(self, images: Tensor) -> Output:
+        """The other's answer."""
+        output: Output = self.inner(images)
+        return output
+
+
 def _chw(feature: Tensor) -> tuple[int, int, int]:
     _, channels, height, width = feature.shape
     return channels, height, width

@@ -24,7 +24,7 @@ from distill.errors import UserError
 from distill.files import CONFIG, LAST, RESULT
 from distill.keeper import Keeper
 from distill.module import Distillation
-from distill.numerics import mix
+from distill.numerics import mix, share_of_threads
 from distill.progress import Progress, StepLog
 from distill.run import config as settings
 from distill.run.check import OF_PRECISION, check
@@ -79,7 +79,7 @@ def carry_out(config: Config, folder: Path) -> float:
         record.write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
     prepared = prepare(config, folder)  # a user's mistake is said once, before there are ranks
     if world > 1 and not launch.started_by_another():
-        with launch.ranks(world, folder):
+        with launch.ranks(world, folder), share_of_threads(world):
             return _fit(config, folder, prepared)
     return _fit(config, folder, prepared)
 
@@ -88,7 +88,8 @@ def train_rank(folder: Path) -> None:
     """What every further rank of a run does."""
     config = settings.plain(OmegaConf.load(folder / CONFIG))
     logging.disable(logging.INFO)
-    _fit(config, folder, prepare(config, folder))
+    with share_of_threads(world_of(config["trainer"], device_of(config["trainer"]))):
+        _fit(config, folder, prepare(config, folder))
 
 
 def build_loggers(config: Config, folder: Path, split: str) -> list[Any]:
