@@ -1,7 +1,7 @@
 """Compute a teacher's answers ahead of the runs that will ask for them.
 
 python scripts/keep.py teacher=resnet56 student=resnet20                      the views that seed 0 meets in its epochs
-python scripts/keep.py --seeds 0 1 2 teacher=resnet56 recipe.epochs=30        those of a sweep over three seeds
+python scripts/keep.py --seeds 0,1,2 teacher=resnet56 recipe.epochs=30        those of a sweep over three seeds
 python scripts/keep.py --all teacher=resnet56                                 every view of every training image
 
 Everything but the options is an override of train.py. Runs with teacher.keep=disk find what is here; it can be stopped
@@ -11,13 +11,14 @@ at any time and goes on where it was.
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from distill import command
 from distill.errors import UserError
+from distill.mistake import BEFORE_A_JOB, sentence
 
 if TYPE_CHECKING:
     from distill.data.base import ImageData
@@ -31,9 +32,14 @@ BATCH = 512  # views looked up at once; how many are computed at once is the tea
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the runs to come (0)")
+    result.add_argument("--seeds", type=_numbers, default=[0], metavar="N,N,...", help="of the runs to come (0)")
+    result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
     result.add_argument("--all", action="store_true", help="every view there is, whatever the seeds and epochs")
     return result
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def views_of_runs(data: "ImageData", seeds: list[int], epochs: int) -> Iterator["Batch"]:
@@ -95,14 +101,21 @@ def fill(overrides: list[str], seeds: list[int], *, everything: bool) -> float:
     return asked.answers.known() / names
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Fill a table of answers from the command line."""
-    options, overrides = parser().parse_known_args()
+    options = parser().parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    known = fill(overrides, options.seeds, everything=options.all)
+    try:
+        known = fill(options.overrides, options.seeds, everything=options.all)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BEFORE_A_JOB as error:
+        print(sentence(error), file=sys.stderr)
+        return 1
     print(f"{100 * known:.1f} % of all views are known")
     return 0
 
 
 if __name__ == "__main__":
-    command.answer(main)
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -284,12 +285,12 @@ def script() -> Any:
     return module
 
 
-def test_answers_computed_ahead_are_those_of_the_run(tmp_path: Path) -> None:
+def test_answers_computed_ahead_are_those_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keep = script()
     run = (*RUN, weights_in(tmp_path))
     kept = [f"teacher.keep_in={tmp_path / 'kept'}", *run]
-    share = keep.fill(kept, [0, 3], everything=False)
-    assert 0 < share < 0.2
+    assert keep.main(["--seeds", "0,3", *kept]) == 0
+    assert 0 < float(re.search(r"([\d.]+) % of all views", capsys.readouterr().out)[1]) < 20
     harness.execute(harness.configure(*run, "teacher.keep=memory"), tmp_path / "memory")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KeptTeacher, "_answer", None)  # nothing is left to compute
@@ -297,6 +298,10 @@ def test_answers_computed_ahead_are_those_of_the_run(tmp_path: Path) -> None:
     one, other = harness.state(tmp_path / "memory"), harness.state(tmp_path / "ahead")
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     assert keep.fill(kept, [], everything=True) == 1
+    assert keep.main([*harness.SMALL, *harness.RANDOM_TEACHER, "distiller=none"]) == 1
+    assert "There are no answers to keep" in capsys.readouterr().err
+    assert keep.main(["teacher=resnet57"]) == 1
+    assert capsys.readouterr().err.startswith("teacher=resnet57 is unknown: choose one of ")
 
 
 def test_every_view_has_one_number() -> None:
