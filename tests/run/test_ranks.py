@@ -14,14 +14,18 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 from safetensors.torch import load_file
+from torch import nn
 
 import harness
+import networks
 from distill import launch
 from distill.run import train
 
 TWO = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
 # 103 images in odd batches: the ranks hold 4 and 3 rows, and 3 and 2 of the last batch
 UNEVEN = ("data.holdout=1335", "recipe.batch_size=7", "recipe.epochs=1", "recipe.lr=0.01")
+# large published weights on narrow networks: at that rate these few steps make 0.01 out of a difference of 1e-7
+STEEP = ("at", "fitnet", "nst", "pkt", "rkd")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,9 @@ def two_ranks(worker: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) 
 def method(name: str) -> list[str]:
     teacher = ["teacher=none"] if name == "none" else list(harness.RANDOM_TEACHER)
     # small enough to wrap, and no multiple of the batch
-    return [f"distiller={name}", *teacher, *(["distiller.queue_length=50"] if name == "mcld" else [])]
+    queue = ["distiller.queue_length=50"] if name == "mcld" else []
+    rate = ["recipe.lr=0.0001"] if name in STEEP else []
+    return [f"distiller={name}", *teacher, *queue, *rate]
 
 
 def assert_same_run(one: Path, two: Path, *, tolerance: float) -> None:
@@ -94,9 +100,13 @@ def metrics(folder: Path) -> dict[str, float]:
 
 @pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize("name", harness.METHODS)
-def test_two_ranks_equal_one_process_that_norms_the_halves_apart(name: str, tmp_path: Path) -> None:
+def test_two_ranks_equal_one_process_that_norms_the_halves_apart(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = (*harness.SMALL, *UNEVEN, *method(name))
-    harness.execute(harness.configure(*settings, "student._target_=networks.Halves"), tmp_path / "one")
+    with monkeypatch.context() as patch:  # the student's norms and those of the method
+        patch.setattr(nn.BatchNorm2d, "forward", networks.norm_halves_apart)
+        harness.execute(harness.configure(*settings), tmp_path / "one")
     harness.execute(harness.configure(*settings, *TWO), tmp_path / "two")
     assert_same_run(tmp_path / "one", tmp_path / "two", tolerance=2e-5)
     scores = [json.loads((tmp_path / run / "result.json").read_text())["test"] for run in ("one", "two")]
