@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -76,7 +77,10 @@ class Distillation(pl.LightningModule):
         self._step: Step | None = None
         self._apart: tuple[Tensor, Tensor] | None = None
         # DDP would overwrite them from rank 0 at each forward; they start equal and see the same gathered rows
-        self._ddp_params_and_buffers_to_ignore = [f"distiller.{name}" for name, _ in distiller.named_buffers()]
+        norms = {id(b) for m in distiller.modules() if isinstance(m, _BatchNorm) for b in m.buffers()}
+        self._ddp_params_and_buffers_to_ignore = [
+            f"distiller.{name}" for name, buffer in distiller.named_buffers() if id(buffer) not in norms
+        ]
 
     @property
     def teacher(self) -> Network | None:

@@ -14,8 +14,10 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 from safetensors.torch import load_file
+from torch import nn
 
 import harness
+import networks
 from distill import launch
 from distill.kept import KeptTeacher
 from distill.run import train
@@ -23,6 +25,8 @@ from distill.run import train
 TWO = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
 # 103 images in odd batches: the ranks hold 4 and 3 rows, and 3 and 2 of the last batch
 UNEVEN = ("data.holdout=1335", "recipe.batch_size=7", "recipe.epochs=1", "recipe.lr=0.01")
+# large published weights on narrow networks: at that rate these few steps make 0.01 out of a difference of 1e-7
+STEEP = ("at", "fitnet", "nst", "pkt", "rkd")
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +73,9 @@ def method(name: str) -> list[str]:
     teacher = ["teacher=none"] if name == "none" else list(harness.RANDOM_TEACHER)
     # small enough to wrap, and no multiple of the batch
     queue = ["distiller.queue_length=50"] if name == "mcld" else []
+    rate = ["recipe.lr=0.0001"] if name in STEEP else []
     # published weights of 9 and more: at the others' rate rounding errors grow a thousandfold
-    rate = ["recipe.lr=0.001"] if name.startswith("lskd") else []
+    rate += ["recipe.lr=0.001"] if name.startswith("lskd") else []
     return [f"distiller={name}", *teacher, *queue, *rate]
 
 
@@ -98,9 +103,13 @@ def metrics(folder: Path) -> dict[str, float]:
 
 @pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize("name", harness.METHODS)
-def test_two_ranks_equal_one_process_that_norms_the_halves_apart(name: str, tmp_path: Path) -> None:
+def test_two_ranks_equal_one_process_that_norms_the_halves_apart(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = (*harness.SMALL, *UNEVEN, *method(name))
-    harness.execute(harness.configure(*settings, "student._target_=networks.Halves"), tmp_path / "one")
+    with monkeypatch.context() as patch:  # the student's norms and those of the method
+        patch.setattr(nn.BatchNorm2d, "forward", networks.norm_halves_apart)
+        harness.execute(harness.configure(*settings), tmp_path / "one")
     harness.execute(harness.configure(*settings, *TWO), tmp_path / "two")
     assert_same_run(tmp_path / "one", tmp_path / "two", tolerance=2e-5)
     scores = [json.loads((tmp_path / run / "result.json").read_text())["test"] for run in ("one", "two")]
@@ -157,6 +166,6 @@ def test_two_ranks_fill_one_table_of_kept_answers(tmp_path: Path, monkeypatch: p
     kept = ("teacher.keep=disk", f"teacher.keep_in={tmp_path / 'kept'}")
     harness.execute(harness.configure(*harness.SMALL, *UNEVEN, *method("mcld"), *TWO, *kept), tmp_path / "two")
     monkeypatch.setattr(KeptTeacher, "_answer", None)
-    halves = "student._target_=networks.Halves"
-    harness.execute(harness.configure(*harness.SMALL, *UNEVEN, *method("mcld"), *kept, halves), tmp_path / "one")
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", networks.norm_halves_apart)
+    harness.execute(harness.configure(*harness.SMALL, *UNEVEN, *method("mcld"), *kept), tmp_path / "one")
     assert_same_run(tmp_path / "one", tmp_path / "two", tolerance=2e-5)
