@@ -345,15 +345,16 @@ def install(source: Path, folder: Path, *, name: str | None, force: bool) -> Pat
     Args:
         source: The run's folder, or a .safetensors file that says how to rebuild its network.
         folder: Of all weights.
-        name: What to call it; None: as the student is called.
+        name: What to call it; None: as the student is called, and, where parts of its teacher are deployed with it,
+            the method: `resnet8x4-simkd`.
         force: Whether to replace a teacher that is there.
 
     Returns:
         Where it was installed.
 
     Raises:
-        UserError: If the run is not finished or deploys more than its student, its weights do not load, or there is a
-            teacher of that name.
+        UserError: If the run is not finished, its weights do not load, there is a teacher of that name, or the name is
+            that of a network which it is not.
     """
     weights = source / "student.safetensors" if source.is_dir() else source
     extra = {"installed_from": str(source)}
@@ -367,18 +368,29 @@ def install(source: Path, folder: Path, *, name: str | None, force: bool) -> Pat
     if RECIPE not in metadata:
         raise UserError(f"{weights} does not say which network it holds: only a run's student.safetensors does.")
     recipe = json.loads(metadata[RECIPE])
-    if "distiller" in recipe:
-        raise UserError(
-            f"{weights} holds a student together with parts of its teacher ({recipe['names']['distiller']}): "
-            "that is no network of the catalogue, and cannot be a teacher."
-        )
     names = result["names"] if source.is_dir() else recipe["names"]
-    target: Path = folder / names["data"] / f"{name or names['student']}.safetensors"
+    composite = "distiller" in recipe
+    name = name or (f"{names['student']}-{names['distiller']}" if composite else names["student"])
+    if composite and _in_catalogue(name):
+        raise UserError(
+            f"{weights} holds a student together with parts of its teacher, and cannot be called {name} as that network"
+            " is: --as gives another name."
+        )
+    target: Path = folder / names["data"] / f"{name}.safetensors"
     if target.exists() and not force:
         raise UserError(f"{target} is there already: --as gives another name, --force replaces it.")
     load(weights)  # strictly: a teacher that does not load is found now, not in the middle of a sweep
     save_safetensors(read_state(weights), target, metadata | extra)
     return target
+
+
+def _in_catalogue(name: str) -> bool:
+    return name in [entry.name for entry in zoo.CATALOGUE]
+
+
+def choice(name: str) -> str:
+    """How a run's command line names an installed teacher."""
+    return f"teacher={name}" if _in_catalogue(name) else f"teacher=deployed teacher.label={name}"
 
 
 def _result(run: Path) -> dict[str, Any]:
@@ -419,7 +431,7 @@ def parser() -> argparse.ArgumentParser:
     fetching.add_argument("--from", dest="source", default=ARCHIVE, help="another URL of the archive, or its path")
     installing = commands.add_parser("install", help="make the student of a finished run a teacher")
     installing.add_argument("run", type=Path, help="a run's folder, or its student.safetensors")
-    installing.add_argument("--as", dest="name", help="what to call it (as the student)")
+    installing.add_argument("--as", dest="name", help="what to call it (as the student, and what deploys more)")
     installing.add_argument("--force", action="store_true", help="replace a teacher of that name")
     listed = commands.add_parser("list", help="say which teachers are installed")
     for command in (fetching, installing, listed):
@@ -437,7 +449,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{len(failed)} of {len(TEACHERS)} failed: {', '.join(failed)}.", file=sys.stderr)
             return 1 if failed else 0
         if options.command == "install":
-            print(install(options.run, options.folder, name=options.name, force=options.force))
+            path = install(options.run, options.folder, name=options.name, force=options.force)
+            print(f"{path}: {choice(path.stem)}")
             return 0
         print("\n".join(listing(options.folder)) or f"No teacher in {options.folder.resolve()}: try fetch.")
         return 0

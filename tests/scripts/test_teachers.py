@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from distill import zoo
 from distill.checkpoint import key_hash, read_metadata, save_safetensors
-from distill.deploy import RECIPE, load
+from distill.deploy import RECIPE, load, rebuild
 from distill.errors import UserError
 from distill.types import Output
 
@@ -367,6 +367,25 @@ def test_installs_a_run_under_its_students_name_or_another(script, run, tmp_path
     assert listed == [["cifar100", name, "59.50", str(folder)] for name in ("mine", "resnet8")]
 
 
+def test_installs_a_student_that_is_deployed_with_parts_of_its_teacher(script, run, tmp_path, capsys):
+    """Under a name of its own, lest `teacher=resnet8` find it; and says how a run names it."""
+    entry, method = zoo.by_name("resnet8"), {"_target_": "distill.distillers.simkd.SimKD", "reduction": 2}
+    node = {"_target_": entry.target, **entry.arguments, "num_classes": 100}
+    names = {"data": "cifar100", "teacher": "resnet8", "student": "resnet8", "distiller": "simkd"}
+    numbers = {"ce_weight": 0.0, "simkd_weight": 1.0}
+    folder = run(names=names, teacher=node, distiller=method | numbers)
+    recipe = json.loads(read_metadata(folder / "student.safetensors")[RECIPE])
+    save_safetensors(rebuild(recipe).deployed, folder / "student.safetensors", {RECIPE: json.dumps(recipe)})
+    arguments = ["install", str(folder / "student.safetensors"), "--folder", str(tmp_path / "w")]
+    assert script.main(arguments) == 0
+    path = tmp_path / "w" / "cifar100" / "resnet8-simkd.safetensors"
+    assert capsys.readouterr().out == f"{path}: teacher=deployed teacher.label=resnet8-simkd\n"
+    load(path)
+    assert script.main([*arguments, "--as", "resnet20"]) == 1
+    assert "cannot be called resnet20" in capsys.readouterr().err
+    assert script.choice("resnet20") == "teacher=resnet20"
+
+
 def test_installs_a_file_that_says_what_it_holds(script, run, tmp_path):
     path = script.install(run() / "student.safetensors", tmp_path / "w", name=None, force=False)
     assert path == tmp_path / "w" / "cifar100" / "resnet8.safetensors"
@@ -391,7 +410,6 @@ def test_refuses_what_cannot_be_a_teacher(script, run, tmp_path):
         return str(caught.value)
 
     assert "its status is running" in said(run(status="running"))
-    assert "a student together with parts of its teacher (none)" in said(run(distiller={"_target_": "x"}))
     other = zoo.by_name("resnet14")
     assert "do not fit: missing" in said(run(student={"_target_": other.target, **other.arguments, "num_classes": 100}))
     assert "result.json cannot be read" in said(tmp_path)

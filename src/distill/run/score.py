@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from distill import record
 from distill.build import channels_last, freeze
-from distill.checkpoint import load_weights
 from distill.data.base import ImageData
-from distill.deploy import load, rebuild_run
+from distill.deploy import load, load_checkpoint
 from distill.errors import UserError
 from distill.files import CONFIG
 from distill.numerics import choose_precision, flush_denormals
@@ -72,9 +71,7 @@ def _network(config: Config) -> nn.Module:
     source = Path(config["source"])
     if source.suffix != ".ckpt":
         return channels_last(load(source))
-    network = rebuild_run(config["run"])
-    load_weights(network, source, what="student")
-    return channels_last(network)
+    return channels_last(load_checkpoint(source, config["run"]))
 
 
 def _with_data_of(source: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
