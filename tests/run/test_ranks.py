@@ -26,7 +26,7 @@ TWO = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
 # 103 images in odd batches: the ranks hold 4 and 3 rows, and 3 and 2 of the last batch
 UNEVEN = ("data.holdout=1335", "recipe.batch_size=7", "recipe.epochs=1", "recipe.lr=0.01")
 # large published weights on narrow networks: at that rate these few steps make 0.01 out of a difference of 1e-7
-STEEP = ("at", "fitnet", "nst", "pkt", "rkd")
+STEEP = ("at", "catkd", "dist", "fitnet", "nst", "pkt", "reviewkd", "rkd")
 
 
 @pytest.fixture(scope="module")
