@@ -36,6 +36,7 @@ class Result:
 
     Attributes:
         path: Its result.json.
+        kind: "train" for a training run, "probe" for a linear probe of a frozen network's features.
         written: When that was written, in seconds since 1970.
         data: Name of the data set.
         teacher: Name of the teacher, "none" without one.
@@ -54,6 +55,7 @@ class Result:
     """
 
     path: Path
+    kind: str
     written: float
     data: str
     teacher: str
@@ -118,6 +120,7 @@ def _read(path: Path) -> Result:
         names = content["names"]
         return Result(
             path=path,
+            kind=content.get("kind", "train"),
             written=path.stat().st_mtime,
             data=names["data"],
             teacher=names["teacher"],

@@ -15,6 +15,7 @@ from distill.analysis.store import Result
 NOTHING = "–"
 FIRST = ("none", "kd")  # the baselines open each pair, other methods follow by name
 SPLITS = {"test": "test set", "holdout": "held-out part of the training set"}
+KINDS = {"probe": "linear probe"}
 TITLES = {"top1": "top-1", "top5": "top-5"}
 PLAIN_DOT = "optimizer=dot"
 
@@ -42,6 +43,7 @@ class Stat:
 class Row:
     """The runs that differ in nothing but their seed."""
 
+    kind: str
     data: str
     epochs: int
     evaluated_on: str
@@ -92,7 +94,8 @@ class Row:
     def paper(self, metric: Metric) -> list[tuple[int, float]]:
         """The paper's numbers for this row with their tables, lowest first; a variant is not in the paper."""
         method = {"": self.distiller, PLAIN_DOT: f"dot+{self.distiller}"}.get(self.variant)
-        cells = paper.cells(self.data, self.teacher, self.student, method) if method else []
+        probe = self.kind == "probe"
+        cells = paper.cells(self.data, self.teacher, self.student, method, probe=probe) if method else []
         numbers: dict[float, int] = {}
         for cell in cells:
             value = getattr(cell, metric)
@@ -124,7 +127,7 @@ class Row:
             "teacher_top1": self.teacher_top1,
             "images_per_second": self.images_per_second,
         }
-        keys = ("data", "epochs", "evaluated_on", "teacher", "student", "distiller", "variant", "seeds")
+        keys = ("kind", "data", "epochs", "evaluated_on", "teacher", "student", "distiller", "variant", "seeds")
         return (
             {key: getattr(self, key) for key in keys}
             | {name: {"mean": stat.mean, "sd": stat.sd} for name, stat in stats.items()}
@@ -141,7 +144,7 @@ def group(results: Iterable[Result]) -> tuple[list[Row], list[str]]:
     """
     groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
     for run in results:
-        key = (run.data, run.epochs, run.evaluated_on, run.teacher, run.student, run.distiller, run.variant)
+        key = (run.kind, run.data, run.epochs, run.evaluated_on, run.teacher, run.student, run.distiller, run.variant)
         groups[key].append(run)
     rows, notes = [], []
     for key, runs in groups.items():
@@ -173,7 +176,7 @@ def _unique(runs: list[Result]) -> tuple[list[Result], list[str]]:
 
 def _order(row: Row) -> tuple[Any, ...]:
     rank = FIRST.index(row.distiller) if row.distiller in FIRST else len(FIRST)
-    section = (row.data, row.evaluated_on != "test", -row.epochs)
+    section = (row.kind != "train", row.data, row.evaluated_on != "test", -row.epochs)
     return *section, _natural(row.student), row.teacher != "none", _natural(row.teacher), rank, row.label
 
 
@@ -187,9 +190,9 @@ def markdown(rows: list[Row], notes: Iterable[str] = (), *, metric: Metric = "to
     other: Metric = "top5" if metric == "top1" else "top1"
     sections: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        sections[row.data, row.epochs, row.evaluated_on].append(row)
+        sections[row.kind, row.data, row.epochs, row.evaluated_on].append(row)
     blocks = []
-    for (data, epochs, split), members in sections.items():
+    for (kind, data, epochs, split), members in sections.items():
         header = [
             "pair",
             "method",
@@ -205,7 +208,8 @@ def markdown(rows: list[Row], notes: Iterable[str] = (), *, metric: Metric = "to
         ]
         lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
         lines += [_line(row, metric, other) for row in members]
-        block = [f"## {data}, {epochs} epochs, {SPLITS.get(split, split)}", ""]
+        heading = data if kind == "train" else f"{KINDS[kind]}, {data}"
+        block = [f"## {heading}, {epochs} epochs, {SPLITS.get(split, split)}", ""]
         block += ["| " + " | ".join(cells) + " |" for cells in lines]
         if any(row.paper(metric) and not row.comparable for row in members):
             full = paper.EPOCHS[data]
