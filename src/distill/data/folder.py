@@ -1,37 +1,18 @@
 """Any images in class folders: ImageNet's layout, and that of most people's own data."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from distill.data.base import ImageData, Part
 from distill.data.layout import class_folders
+from distill.data.listing import images_in, readable, some
 from distill.data.strong import TwoViews
 from distill.data.workers import Files, TrainTransform, Transform, WorkerEval, WorkerTrain, eval_transform
 from distill.errors import UserError
-
-
-def _readable() -> frozenset[str]:
-    """Endings of the files that PIL opens."""
-    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-
-
-def _images(folder: Path, endings: frozenset[str]) -> Iterator[Path]:
-    """Image files in a folder and its subfolders, in alphabetical order."""
-    for place, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders.sort()
-        yield from (Path(place, name) for name in sorted(names) if Path(name).suffix.lower() in endings)
-
-
-def _some(names: set[str]) -> str:
-    """The first few of many names."""
-    shown = sorted(names)[:5]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -77,19 +58,20 @@ class Folder(ImageData):
         self.class_names = class_folders(train)
         differing = set(self.class_names) ^ set(class_folders(test))
         if differing:
-            raise UserError(f"{train} and {test} must hold the same class folders, but differ in {_some(differing)}")
+            raise UserError(f"{train} and {test} must hold the same class folders, but differ in {some(differing)}")
         found = len(self.class_names)
         if found != self.num_classes:
             raise UserError(f"{train} holds {found} class folders, so num_classes={self.num_classes} must be {found}")
         return self._list(train, every_class=True), self._list(test, every_class=False)
 
     def _list(self, folder: Path, *, every_class: bool) -> Part:
-        endings = _readable()
-        found = [list(_images(folder / name, endings)) for name in self.class_names]
+        endings = readable()
+        found = [list(images_in(folder / name, endings)) for name in self.class_names]
         empty = {name for name, paths in zip(self.class_names, found, strict=True) if not paths}
         if len(empty) == len(found) or (every_class and empty):
-            raise UserError(f"{folder} has no images in the class folders {_some(empty)}: every class needs some")
-        paths = np.array([os.fsencode(path.relative_to(self.root)) for paths in found for path in paths])
+            raise UserError(f"{folder} has no images in the class folders {some(empty)}: every class needs some")
+        named = zip(self.class_names, found, strict=True)
+        paths = np.array([os.fsencode(f"{folder.name}/{name}/{path}") for name, paths in named for path in paths])
         counts = torch.tensor([len(paths) for paths in found])
         return Part(paths, torch.arange(len(found)).repeat_interleave(counts))
 
