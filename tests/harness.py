@@ -9,6 +9,7 @@ from pytorch_lightning import Callback
 
 from distill import command
 from distill.run import config as settings
+from distill.run import probe as probes
 from distill.run import train
 from distill.run.score import score
 
@@ -33,6 +34,11 @@ def configure(*overrides: str) -> settings.Config:
 def evaluate(*overrides: str) -> dict[str, float]:
     """`python src/eval.py ...` in float32."""
     return score(command.composed(CONF, "eval", [*overrides, "trainer.precision=32-true"]))
+
+
+def probe(*overrides: str) -> list[Path]:
+    """`python src/probe.py ...`; the folder of each probe."""
+    return probes.probe(command.composed(CONF, "probe", overrides))
 
 
 class Killed(BaseException):

@@ -174,10 +174,12 @@ class Classifier:
         read = F.pad(samples.features, (0, 1), value=1.0)
         logits = read.new_empty(len(samples), self.matrix.shape[1])
         minus = read.new_full((min(batch_size, len(samples)), 1), -1.0)
-        cuts = (part.split(batch_size) for part in (read, samples.labels[:, None], logits))
-        for x, labels, out, rate in zip(*cuts, rates, strict=True):
-            torch.mm(x, self.matrix, out=out)
-            error = out.softmax(dim=1).scatter_add_(1, labels, minus[: len(x)])  # the gradient, times rows
+        labels = samples.labels[:, None]
+        for first, rate in zip(range(0, len(samples), batch_size), rates, strict=True):
+            rows = slice(first, first + batch_size)
+            x = read[rows]
+            answers = torch.mm(x, self.matrix, out=logits[rows])
+            error = answers.softmax(dim=1).scatter_add_(1, labels[rows], minus[: len(x)])  # the gradient, times rows
             self.velocity.addmm_(x.t(), error, beta=self.momentum, alpha=1 / len(x))
             self.velocity.add_(self.matrix, alpha=self.weight_decay)
             self.matrix.add_(self.velocity, alpha=-rate)
