@@ -169,10 +169,9 @@ def test_features_are_what_the_networks_own_classifier_reads(data, network):
         assert torch.equal(part.features, expected[order])
         assert torch.equal(part.labels, labels[order])
     assert torch.equal(test.features, same.features)
+    batch = next(iter(data.test_dataloader()))
     with torch.no_grad():
-        assert torch.allclose(
-            network.fc(test.features[:9]), network(next(iter(data.test_dataloader())).images[:9]).logits
-        )
+        assert torch.allclose(network.fc(test.features[: len(batch)]), network(batch.images).logits)
 
 
 def test_augmented_features_are_those_of_each_epochs_views(data, network):

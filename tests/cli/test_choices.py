@@ -81,9 +81,10 @@ def test_tab_offers_every_group():
     assert {f"{group}=" for group in GROUPS} <= set(completions(""))
 
 
+@pytest.mark.parametrize("name", ["train", "probe"])
 @pytest.mark.parametrize("words", [("-sc", "query=bash"), ("--help",)])
-def test_neither_tab_nor_help_imports_torch(words):
-    script = ROOT / "src/train.py"
+def test_neither_tab_nor_help_imports_torch(words, name):
+    script = ROOT / f"src/{name}.py"
     line = [sys.executable, "-X", "importtime", str(script), *words]
     done = subprocess.run(line, env={"COMP_LINE": "python src/train.py distiller."}, capture_output=True, text=True)
     imported = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
@@ -93,7 +94,7 @@ def test_neither_tab_nor_help_imports_torch(words):
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-@pytest.mark.parametrize("script", ["train", "eval"])
+@pytest.mark.parametrize("script", ["train", "eval", "probe"])
 def test_bash_itself_completes(script):
     """The function that `-sc install=bash` defines accepts our scripts."""
     commands = f"""

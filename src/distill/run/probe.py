@@ -67,7 +67,7 @@ def probe(cfg: DictConfig) -> list[Path]:
     precision, _ = choose_precision(config["trainer"]["precision"], device)
     networks = _networks(cfg, config)
     for one in networks:
-        _check_pooled(one, config["data"]["size"])
+        check_pooled(one, config["data"]["size"])
     data = build_data(config)
     names = config["names"]
     adapted = [
@@ -133,7 +133,16 @@ def _recipe(node: Config) -> Recipe:
     )
 
 
-def _check_pooled(one: Named, size: int) -> None:
+def check_pooled(one: Named, size: int) -> None:
+    """Refuse a network whose features cannot be seen.
+
+    Args:
+        one: The network.
+        size: Of the images, in px.
+
+    Raises:
+        UserError: If its answer says nothing of what its classifier reads.
+    """
     if one.network.shapes(size).pooled is None:
         raise UserError(
             f"{one.student} does not show what its classifier reads (Output.pooled is None): let it derive from"
