@@ -11,7 +11,7 @@ from torch import nn
 
 import distill
 import harness
-from command_line import assert_one_sentence, process
+from command_line import process
 from distill.analysis.store import find_results, read_curve
 from distill.analysis.table import group, markdown
 from distill.errors import UserError
@@ -269,11 +269,16 @@ def test_a_network_that_answers_with_logits_alone() -> None:
         check_pooled(one, 16)
 
 
-def test_from_the_shell(tmp_path: Path) -> None:
-    answer = process("data=digits", "networks=[]", f"output={tmp_path}", script="probe")
-    assert_one_sentence(answer)
-    assert answer.error.startswith("There is nothing to probe: ")
-    assert not list(tmp_path.iterdir())
+# ---------------------------------------------------------------------- the shell
+
+
+def test_a_sweep_from_the_shell(weights: Path, tmp_path: Path) -> None:
+    words = ("-m", "data=digits", "data.size=12,16", "recipe.epochs=1", f"networks=[resnet8:{weights}]")
+    answer = process(*words, f"output={tmp_path}", "seed=2", script="probe")
+    assert answer.code == 0, answer.error
+    assert answer.out.count("## linear probe, digits, 1 epochs, test set") == 2
+    found, _ = find_results([tmp_path])
+    assert [(one.seed, one.variant) for one in found] == [(2, "data.size=12"), (2, "data.size=16")]
 
 
 # ---------------------------------------------------------------------- real images

@@ -39,7 +39,7 @@ SIZE = 32  # px: what Tables 8 and 9 are about
 OURS = "ours"
 OF_A_PROBE = (*("networks", "data", "trained_on", "student", "recipe", "probe", "trainer", "seed", "output", "names"),)
 # overrides that have no place in a row's name: it says them otherwise, or they change nothing
-_SAID_ELSEWHERE = ("data.size=", "data.seed=", "student", "protocol", "experiment")
+_SAID_ELSEWHERE = ("data.size=", "data.seed=", "student", "protocol")
 
 
 def probe(cfg: DictConfig) -> list[Path]:
