@@ -36,10 +36,10 @@ def test_every_training_image_comes_once_with_its_label_and_another_view_in_ever
 
 
 def test_a_holdout_is_taken_from_the_training_images(official):
-    data = official(holdout=3)
+    data = official(holdout=1)
     assert data.evaluated_on == "holdout"
-    assert data.num_samples == len(official().labels) - 3
-    assert sum(len(batch) for batch in data.val_dataloader()) == 3
+    assert data.num_samples == len(official().labels) - 1
+    assert sum(len(batch) for batch in data.val_dataloader()) == 1
 
 
 def test_strong_views_come_beside_where_a_method_asks(official):
