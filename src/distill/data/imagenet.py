@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ Listing = list[tuple[str, str]]  # class and path of each image, the path within
 
 def wnids() -> list[str]:
     """The 1,000 classes in their order, which is alphabetical."""
-    return list(ImageNetInfo("imagenet-1k").label_names())
+    info: Any = ImageNetInfo("imagenet-1k")
+    return list(info.label_names())
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -90,7 +92,7 @@ class ImageNet(WorkerData):
             self._check_counts(name, listing)
         train, val = (self._part(name, listing) for name, listing in listings.items())
         if not self.complete:
-            classes = len(train.labels.unique())
+            classes = int(train.labels.bincount().count_nonzero())
             log.info(
                 "a part of ImageNet: %s training and %s test images of %s classes, numbered among all 1,000",
                 *(f"{count:,}" for count in (len(train), len(val), classes)),
