@@ -139,3 +139,10 @@ def test_a_folder_that_only_holds_the_archive_is_unpacked(tmp_path, monkeypatch)
     monkeypatch.setattr(datasets.STL10, "tgz_md5", hashlib.md5(made.read_bytes()).hexdigest())
     shutil.rmtree(tmp_path / "stl10_binary")
     assert ready(build("stl10", tmp_path, download=True)).num_samples == 11
+
+
+def test_sizes_are_checked_before_checksums(tmp_path, pixels):
+    (tmp_path / "stl10_binary" / "train_X.bin").write_bytes(bytes(pixels["train"].size))
+    os.truncate(tmp_path / "stl10_binary" / "test_y.bin", 1)
+    with pytest.raises(UserError, match=r"test_y.bin is truncated \(it has 1 bytes instead of 5\)"):
+        ready(build("stl10", tmp_path))
