@@ -15,20 +15,13 @@ from data_sets import build, ready
 from distill.data import archive, stl10
 from distill.data.stl10 import checksums, sizes
 from distill.errors import UserError
-from image_files import write_stl10
-
-
-def accept(monkeypatch, folder):
-    """Take these files for the official ones."""
-    content = {path.name: path.read_bytes() for path in folder.glob("*.bin")}
-    monkeypatch.setattr(stl10, "sizes", lambda: {name: len(data) for name, data in content.items()})
-    monkeypatch.setattr(stl10, "checksums", lambda: {n: hashlib.md5(data).hexdigest() for n, data in content.items()})
+from image_files import accept_stl10, write_stl10
 
 
 @pytest.fixture
 def pixels(tmp_path, monkeypatch):
     written = write_stl10(tmp_path)
-    accept(monkeypatch, tmp_path / "stl10_binary")
+    accept_stl10(monkeypatch, tmp_path / "stl10_binary")
     return written
 
 
@@ -119,7 +112,7 @@ def test_downloads_what_is_absent_from_the_official_place(tmp_path, monkeypatch)
     def download(url, root, *, filename, md5):
         asked.append((url, filename, md5))
         write_stl10(Path(root))
-        accept(monkeypatch, Path(root) / "stl10_binary")
+        accept_stl10(monkeypatch, Path(root) / "stl10_binary")
 
     monkeypatch.setattr(archive, "download_and_extract_archive", download)
     for _ in range(2):  # the second time it is there
@@ -141,8 +134,15 @@ def test_a_size_out_of_range_is_refused(tmp_path, size):
 
 def test_a_folder_that_only_holds_the_archive_is_unpacked(tmp_path, monkeypatch):
     write_stl10(tmp_path)
-    accept(monkeypatch, tmp_path / "stl10_binary")
+    accept_stl10(monkeypatch, tmp_path / "stl10_binary")
     made = Path(shutil.make_archive(str(tmp_path / "stl10_binary"), "gztar", tmp_path, "stl10_binary"))
     monkeypatch.setattr(datasets.STL10, "tgz_md5", hashlib.md5(made.read_bytes()).hexdigest())
     shutil.rmtree(tmp_path / "stl10_binary")
     assert ready(build("stl10", tmp_path, download=True)).num_samples == 11
+
+
+def test_sizes_are_checked_before_checksums(tmp_path, pixels):
+    (tmp_path / "stl10_binary" / "train_X.bin").write_bytes(bytes(pixels["train"].size))
+    os.truncate(tmp_path / "stl10_binary" / "test_y.bin", 1)
+    with pytest.raises(UserError, match=r"test_y.bin is truncated \(it has 1 bytes instead of 5\)"):
+        ready(build("stl10", tmp_path))

@@ -1,4 +1,4 @@
-"""Any images in class folders: ImageNet's layout, and that of most people's own data."""
+"""Any images in class folders, the layout of most people's own data."""
 
 import os
 from dataclasses import dataclass
@@ -7,39 +7,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill.data.base import ImageData, Part
+from distill.data.base import Part
 from distill.data.layout import class_folders
 from distill.data.listing import images_in, readable, some
-from distill.data.strong import TwoViews
-from distill.data.workers import Files, TrainTransform, Transform, WorkerEval, WorkerTrain, eval_transform
+from distill.data.worker_data import WorkerData
 from distill.errors import UserError
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Folder(ImageData):
+class Folder(WorkerData):
     """`root/train/<class>/` and `root/val/<class>/` (`root/test/` where there is no val) with images of any kind.
 
     Classes are numbered in the alphabetical order of their folders.
-
-    Args:
-        flip: Whether training images are mirrored at random.
-        workers: Processes that read images; 0 reads in this one.
-        prefetch: Batches that each of them makes ahead.
-
-    Raises:
-        UserError: If there are less than 0 workers or 1 batch ahead.
     """
-
-    flip: bool
-    workers: int
-    prefetch: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.workers < 0:
-            raise UserError(f"workers={self.workers} is out of range: it must be at least 0")
-        if self.prefetch < 1:
-            raise UserError(f"prefetch={self.prefetch} is out of range: it must be at least 1")
 
     def read(self) -> tuple[Part, Part]:
         """List the files; `Part.images` are their paths within `root`, encoded.
@@ -74,35 +54,3 @@ class Folder(ImageData):
         paths = np.array([os.fsencode(f"{folder.name}/{name}/{path}") for name, paths in named for path in paths])
         counts = torch.tensor([len(paths) for paths in found])
         return Part(paths, torch.arange(len(found)).repeat_interleave(counts))
-
-    def train_loader(self, part: Part) -> WorkerTrain:
-        """Shuffled, augmented batches."""
-        transform: Transform = TrainTransform(self.size, flip=self.flip)
-        if self.strong_views:
-            transform = TwoViews(transform)
-        return WorkerTrain(
-            Files(Path(self.root), part.images, part.labels, transform=transform, seed=self.seed),
-            device=self.device,
-            size=self.size,
-            workers=self.workers,
-            prefetch=self.prefetch,
-            batch_size=self.batch_size,
-            rank=self.rank,
-            world=self.world,
-            seed=self.seed,
-            epoch=self.epoch,
-        )
-
-    def eval_loader(self, part: Part) -> WorkerEval:
-        """Batches in order, centrally cropped."""
-        transform = eval_transform(self.size)
-        return WorkerEval(
-            Files(Path(self.root), part.images, part.labels, transform=transform, seed=self.seed),
-            device=self.device,
-            size=self.size,
-            workers=self.workers,
-            prefetch=self.prefetch,
-            batch_size=self.eval_batch_size,
-            rank=self.rank,
-            world=self.world,
-        )

@@ -1,5 +1,6 @@
 """STL-10 (Coates, Lee and Ng, AISTATS 2011) from the official binary files, checked before they are read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,8 +92,7 @@ class STL10(ResidentData):
         labelled = [name for name in sizes() if name != UNLABELED]
         if missing := [name for name in labelled if not (self.folder / name).is_file()]:
             self._fetch(missing)
-        for name in labelled:
-            self._check(name)
+        self._check(labelled)
 
     def _fetch(self, missing: list[str]) -> None:
         official = datasets.STL10
@@ -101,14 +101,18 @@ class STL10(ResidentData):
             raise UserError(f"{self.folder} lacks {', '.join(missing)}: set data.download=true or {by_hand}")
         fetch(official.url, self.root, md5=official.tgz_md5, what=NAME, by_hand=by_hand)
 
-    def _check(self, name: str) -> None:
-        path, remedy = self.folder / name, f"delete it and unpack {datasets.STL10.url} again"
-        found, expected = path.stat().st_size if path.is_file() else 0, sizes()[name]
-        if found != expected:
-            cut = "truncated" if found < expected else "damaged"
-            raise UserError(f"{path} is {cut} (it has {found:,} bytes instead of {expected:,}): {remedy}")
-        if not has_md5(path, checksums()[name]):
-            raise UserError(f"{path} is damaged (its MD5 is not {checksums()[name]}): {remedy}")
+    def _check(self, names: Sequence[str]) -> None:
+        """Sizes before checksums: these take a second or more, and say less."""
+        remedy = f"delete it and unpack {datasets.STL10.url} again"
+        for name in names:
+            path, expected = self.folder / name, sizes()[name]
+            found = path.stat().st_size if path.is_file() else 0
+            if found != expected:
+                cut = "truncated" if found < expected else "damaged"
+                raise UserError(f"{path} is {cut} (it has {found:,} bytes instead of {expected:,}): {remedy}")
+        for name in names:
+            if not has_md5(self.folder / name, checksums()[name]):
+                raise UserError(f"{self.folder / name} is damaged (its MD5 is not {checksums()[name]}): {remedy}")
 
     def read(self) -> tuple[Part, Part]:
         """Training and test images as uint8, shape (samples, size, size, 3)."""
@@ -131,6 +135,6 @@ class STL10(ResidentData):
         """
         if not (self.folder / UNLABELED).is_file():
             self._fetch([UNLABELED])
-        self._check(UNLABELED)
+        self._check([UNLABELED])
         images = read_planes(self.folder / UNLABELED, size=self.size)
         return self.eval_loader(Part(images, torch.full((len(images),), -1)))
