@@ -175,6 +175,8 @@ def test_one_network_said_in_several_ways(runs: Path, weights: Path) -> None:
     baseline = {"name": "resnet8", "weights": str(weights), "distiller": "none", "teacher": "resnet56"}
     assert said(baseline)[0][:3] == ("resnet56", "resnet8", "none")
     assert said({"source": f"resnet8:{weights}", "label": "mine"})[0][:3] == ("mine", "mine", "teacher")
+    (light,) = named_networks([{"source": file, "label": "mine"}], data=KNOWN, trained_on="digits")
+    assert (light.student, light.catalogue) == ("mine", "resnet8")
     best = said(str(runs / "alone/best.ckpt"))
     assert best[0][:4] == ("none", "resnet8", "none", "recipe.epochs=1 best.ckpt")
 
@@ -262,7 +264,7 @@ def test_folders_and_files_without_a_network(tmp_path: Path, weights: Path) -> N
 
 def test_a_network_that_answers_with_logits_alone() -> None:
     network = LogitNetwork(module=nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10)))
-    one = Named(network, "theirs", "theirs", "teacher", "", "digits", None, None)
+    one = Named(network, "theirs", "theirs", "theirs", "teacher", "", "digits", None, None)
     with pytest.raises(
         UserError, match=r"^theirs does not show what its classifier reads \(Output\.pooled is None\): "
     ):

@@ -33,6 +33,7 @@ class Named:
         network: With its weights.
         teacher: Of the run that made it; its own name for a network that no run made.
         student: Its own name.
+        catalogue: The same before it was given another for tables: protocols may have a rate for it.
         distiller: The method, "teacher" for a network that no run made.
         variant: The run's, and how it differs from one of full length.
         trained_on: Name of the data set that it knows.
@@ -43,6 +44,7 @@ class Named:
     network: Network
     teacher: str
     student: str
+    catalogue: str
     distiller: str
     variant: str
     trained_on: str
@@ -149,6 +151,7 @@ def _alone(network: Network, weights: Any, name: str, trained_on: str) -> Named:
         network=network,
         teacher=name,
         student=name,
+        catalogue=name,
         distiller=ALONE,
         variant="",
         trained_on=trained_on,
@@ -208,6 +211,7 @@ def _of_run(file: Path) -> Named:
         network=_network(network, file),
         teacher=names["teacher"],
         student=names["student"],
+        catalogue=names["student"],
         distiller=names.get("distiller", "none"),
         variant=" ".join(filter(None, [variant, *_length(file, config, result, names["data"])])),
         trained_on=names["data"],
