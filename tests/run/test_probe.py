@@ -120,6 +120,7 @@ def test_a_finished_probe_is_left_alone(both: list[Path], runs: Path, caplog: py
     assert found[0] == both[1]
     assert (both[1] / "result.json").stat().st_mtime_ns == before
     assert f"resnet8 → resnet8, simkd, seed 0: finished already, see {both[1]}" in caplog.messages
+    assert "359 test images of 16 px (published probes look at 32 px), protocol ours, precision 32-true" in caplog.text
     assert result(found[1])["seed"] == 1
     assert (found[1] / "metrics.csv").read_text() != (both[1] / "metrics.csv").read_text()
     shutil.rmtree(found[1])
