@@ -96,7 +96,8 @@ def _probe_one(one: Named, jobs: list[Config], call: Call) -> Iterator[Path]:
         if epochs_of is None:
             epochs_of = call.protocol.features(one.network, call.images, device=call.device, precision=call.precision)
             looked = time.monotonic() - since
-            log.info("%s: %.0f s for the features that are computed once", title, looked)
+            if not call.protocol.augment:
+                log.info("%s: features computed once, in %.0f s", title, looked)
             since = time.monotonic()
         rows = []
         for row in call.protocol.fit(
