@@ -199,13 +199,13 @@ def _check(facts: Facts) -> str:
         differences = [f"{row['difference']:.1e}" if row["difference"] else "0" for row in compared]
         equal = min(row["equal_predictions"] for row in compared)
         rows.append([f"`{FORMATS[name].file}`", *differences, f"{equal:.2f} %"])
-    head = ["file", *(f"batch {row['batch']}" for row in compared), "equal predictions"]
+    head = ["file", *(f"batch {size}" for size in found["batches"]), "equal predictions"]
     return (
         "## Checked\n\n"
         "Each file was loaded by itself, in the way shown above, and compared with the PyTorch network on"
-        f" {found['images']}, in float32 on a CPU: the largest difference of logits in batches of each size, and how many"
-        f" predictions are equal. The largest logit is {found['largest_logit']:.3g}; up to {found['tolerance']:g} of it"
-        f" was allowed.\n\n{_table(head, rows)}"
+        f" {found['images']}, in float32 on a CPU: the largest difference of logits in batches of each size, and how"
+        f" many predictions are equal. The largest logit is {found['largest_logit']:.3g}; up to"
+        f" {found['tolerance']:g} of it was allowed.\n\n{_table(head, rows)}"
     )
 
 

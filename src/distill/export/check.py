@@ -44,8 +44,9 @@ class Reference:
             difference = (logits - expected).abs().max().item()
             if not difference <= tolerance * self.largest:
                 raise UserError(
-                    f"{what} answers otherwise than PyTorch, by {difference:.2g} in batches of {size}: the largest logit"
-                    f" is {self.largest:.2g}, and check.tolerance={tolerance:g} of it is allowed; nothing was written."
+                    f"{what} answers otherwise than PyTorch, by {difference:.2g} in batches of {size}, where"
+                    f" check.tolerance={tolerance:g} of the largest logit, {self.largest:.2g}, is allowed: nothing was"
+                    " written."
                 )
             equal = 100 * (logits.argmax(dim=1) == expected.argmax(dim=1)).double().mean().item()
             found.append({"batch": size, "difference": difference, "equal_predictions": equal})

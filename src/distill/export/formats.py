@@ -1,5 +1,6 @@
 """How each format is written, and how it is loaded by somebody who has the file alone."""
 
+import copy
 import json
 import logging
 import warnings
@@ -73,9 +74,8 @@ class Content:
         example = torch.zeros(2, 3, self.size, self.size)  # of one image it would take the batch size for a constant
         try:
             with torch.no_grad(), _quiet():
-                return torch.export.export(
-                    Classifier(self.graph), (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1)}}
-                )
+                graph = Classifier(_reachable(copy.deepcopy(self.graph)))
+                return torch.export.export(graph, (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1)}})
         except Exception as error:  # whatever a foreign network's code may trip over
             raise UserError(
                 f"torch.export cannot capture this network ({_first_line(error)}): choose formats=[safetensors]."
@@ -183,6 +183,22 @@ def choose(names: object) -> dict[str, Format]:
                 f" checkout `pip install -e '.[export]'`), or leave it out with formats=[{others}]."
             )
     return chosen
+
+
+def _reachable(network: nn.Module) -> nn.Module:
+    """The network, changed so that attributes lead to all of its parts, by which torch.export finds them.
+
+    The published keys of some networks have a part where its class has a property that names another
+    (`Network.classifier`). The part moves aside, and the property is replaced by what it answers.
+    """
+    for module in list(network.modules()):
+        for name, part in list(module._modules.items()):
+            named = getattr(module, name)
+            if named is not part:
+                kind = type(module)
+                module.__class__ = type(kind.__name__, (kind,), {name: named})
+                module._modules[f"{name}_"] = module._modules.pop(name)
+    return network
 
 
 @contextmanager

@@ -92,7 +92,9 @@ def export(cfg: DictConfig) -> Path:
     flush_denormals()
     if cfg.source is None:
         raise UserError("Say what to export: source=RUN_FOLDER, or its best.ckpt, last.ckpt or student.safetensors.")
-    formats = choose(settings.plain(cfg)["formats"])
+    asked = settings.plain(cfg)
+    formats = choose(asked["formats"])
+    _check_numbers(asked)
     source, overrides = Path(cfg.source), list(HydraConfig.get().overrides.task)
     config = settings.resolve(with_data_of(source, cfg, overrides))
     device = device_of(config["trainer"])
@@ -119,6 +121,19 @@ def export(cfg: DictConfig) -> Path:
         _deliver(place, output)
     print(f"Written to {output}: {', '.join([*facts['files'], CARD, NUMBERS])}.")
     return output
+
+
+def _check_numbers(asked: Config) -> None:
+    whole = {f"{group}.batches": asked[group]["batches"] for group in ("check", "latency")}
+    whole |= {"check.rows": asked["check"]["rows"], "latency.times": asked["latency"]["times"], "opset": asked["opset"]}
+    for key, value in whole.items():
+        numbers = value if isinstance(value, list) and key.endswith("batches") else [value]
+        if not numbers or not all(isinstance(number, int) and number > 0 for number in numbers):
+            raise UserError(f"{key}={value} must be made of whole numbers of at least 1.")
+    for group, key in (("check", "tolerance"), ("latency", "seconds")):
+        value = asked[group][key]
+        if not isinstance(value, int | float) or value < 0:
+            raise UserError(f"{group}.{key}={value} must be a number of at least 0.")
 
 
 # ---------------------------------------------------------------------- where from
@@ -237,6 +252,7 @@ def _written(
     return {
         "images": samples.said,
         "rows": len(samples.images),
+        "batches": batches,
         "tolerance": tolerance,
         "largest_logit": reference.largest,
         "formats": found,
@@ -376,12 +392,12 @@ def _latency(
         (f"student `{names['student']}`", origin.deployed),
     ):
         if network is not None:
-            rows.append({"network": what, "by": "PyTorch, eager", "where": device.type})
+            rows.append({"network": what, "by": "PyTorch, eager", "where": device.type.upper()})
             answers.append((Classifier(channels_last(network).to(device)), device))
     for name, by in (("torch_export", "torch.export"), ("onnx", "onnxruntime")):
         if name in formats:
             of = formats[name]
-            rows.append({"network": f"`{of.file}`", "by": by, "where": cpu.type})
+            rows.append({"network": f"`{of.file}`", "by": by, "where": cpu.type.upper()})
             answers.append((of.load(place / of.file), cpu))
     for row in rows:
         row["batch"] = {}
