@@ -21,7 +21,7 @@ from torch import Tensor
 
 import distill
 import harness
-from command_line import assert_one_sentence, process
+from command_line import assert_one_sentence, here
 from distill.checkpoint import read_metadata
 from distill.deploy import load_checkpoint
 from distill.distillers.simkd import Reused
@@ -119,7 +119,6 @@ def test_the_graphs_say_what_they_are(exported: Callable[[str], Path]) -> None:
 
 
 def test_folding_can_be_left_out(runs: Callable[[str], Path], tmp_path: Path) -> None:
-    """Then the program is the network itself, to the last bit; folded, it has no normalisation left."""
     norms = {}
     for folded in (True, False):
         folder = harness.export(
@@ -128,10 +127,19 @@ def test_folding_can_be_left_out(runs: Callable[[str], Path], tmp_path: Path) ->
         program = torch.export.load(folder / "student.pt2")
         norms[folded] = sum("batch_norm" in str(node.target) for node in program.graph.nodes)
         assert facts(folder)["folded"] == (9 if folded else 0)
+        assert ("with 9 BatchNorms folded into convolutions" in card(folder)) == folded
     assert norms == {True: 0, False: 9}
-    student = distill.load(runs("alone"))
-    with torch.no_grad():
-        assert torch.equal(program.module()(images(5)), student(images(5)).logits)
+
+
+def test_no_region_of_autocast_is_left_in_a_program(exported: Callable[[str], Path]) -> None:
+    program = torch.export.load(exported("simkd") / "student.pt2")
+    kinds = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.linear.default" in kinds
+    assert all(kind.startswith("aten.") for kind in kinds)
+    with torch.autocast("cpu"):  # works as before
+        assert torch.ones(2, 2).mm(torch.ones(2, 2)).dtype is torch.bfloat16
+        with torch.autocast("cpu", enabled=False):
+            assert torch.ones(2, 2).mm(torch.ones(2, 2)).dtype is torch.float32
 
 
 def test_a_checkpoint_is_exported_with_its_own_scores(runs: Callable[[str], Path], tmp_path: Path) -> None:
@@ -285,8 +293,8 @@ def test_a_teacher_that_cannot_be_built_again(runs: Callable[[str], Path], tmp_p
 # ---------------------------------------------------------------------- mistakes
 
 
-def test_the_command_itself(tmp_path: Path) -> None:
-    answer = process(script="export")
+def test_the_command_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = here(monkeypatch, capsys, script="export")
     assert_one_sentence(answer)
     assert answer.error.startswith("Say what to export: source=RUN_FOLDER")
 
@@ -355,7 +363,9 @@ def test_a_file_that_answers_otherwise_is_not_left_behind(
         return lambda asked: answer(asked) * 1.001
 
     monkeypatch.setitem(FORMATS, "torch_export", replace(right, load=doubled))
-    with pytest.raises(UserError, match=r"^student\.pt2 answers otherwise than PyTorch, by .* in batches of 1: "):
+    with pytest.raises(
+        UserError, match=r"^student\.pt2 answers otherwise than PyTorch, by .* in batches of 1, where check"
+    ):
         harness.export(f"source={runs('alone')}", f"output={tmp_path / 'out'}", "formats=[safetensors,torch_export]")
     assert not list(tmp_path.iterdir())
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +42,8 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Only the logits."""
-        logits: Tensor = self.network(images).logits
+        # the layout in which convolutions are fastest; what follows them keeps it
+        logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last)).logits
         return logits
 
 
@@ -73,7 +76,7 @@ class Content:
         """
         example = torch.zeros(2, 3, self.size, self.size)  # of one image it would take the batch size for a constant
         try:
-            with torch.no_grad(), _quiet():
+            with torch.no_grad(), _quiet(), _without_idle_regions():
                 graph = Classifier(_reachable(copy.deepcopy(self.graph)))
                 return torch.export.export(graph, (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1)}})
         except Exception as error:  # whatever a foreign network's code may trip over
@@ -108,7 +111,8 @@ def _load_safetensors(path: Path) -> Answer:
 
 
 def _write_program(content: Content, path: Path) -> None:
-    torch.export.save(content.program, path, extra_files={ABOUT: json.dumps(content.about, indent=2)})
+    with _quiet():
+        torch.export.save(content.program, path, extra_files={ABOUT: json.dumps(content.about, indent=2)})
 
 
 def _load_program(path: Path) -> Answer:
@@ -199,6 +203,22 @@ def _reachable(network: nn.Module) -> nn.Module:
                 module.__class__ = type(kind.__name__, (kind,), {name: named})
                 module._modules[f"{name}_"] = module._modules.pop(name)
     return network
+
+
+@contextmanager
+def _without_idle_regions() -> Iterator[None]:
+    """Leave out of a captured graph the regions that switch autocast off: it is off, and nested ones cannot be read."""
+    enter: Callable[[torch.autocast], object] = torch.autocast.__enter__
+    leave: Callable[..., Any] = torch.autocast.__exit__
+
+    def entered(region: torch.autocast) -> object:
+        return enter(region) if region._enabled else region
+
+    def left(region: torch.autocast, *error: Any) -> Any:
+        return leave(region, *error) if region._enabled else None
+
+    with patch.multiple(torch.autocast, __enter__=entered, __exit__=left):
+        yield
 
 
 @contextmanager

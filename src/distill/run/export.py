@@ -205,7 +205,7 @@ def _content(config: Config, origin: Origin, samples: Samples) -> tuple[Content,
     known = {"classes": json.dumps(samples.classes)} if samples.classes else {}
     return Content(
         deployed=origin.deployed,
-        graph=channels_last(graph),
+        graph=graph,
         size=size,
         opset=config["opset"],
         metadata=origin.metadata | known,
