@@ -153,7 +153,7 @@ def test_a_checkpoint_is_exported_with_its_own_scores(runs: Callable[[str], Path
     with torch.no_grad():
         assert torch.equal(distill.load(folder / "student.safetensors")(images(4)).logits, expected(images(4)).logits)
     assert facts(folder)["accuracy"]["exported"] == "best"
-    assert "weights are those of the best epoch (epoch 1 of 2), at 61.25 % top-1." in card(folder)
+    assert "weights are those of the best epoch (epoch 1 of 2), at 61.25 % top-1 on the test set." in card(folder)
     assert "| student, best epoch (1), **exported** | 61.25 |" in card(folder)
     assert "The best epoch is the one that scored best on this very set" in card(folder)
     assert read_metadata(folder / "student.safetensors")["top1"] == "61.25"

@@ -121,6 +121,8 @@ def _latency(found: Facts) -> str:
     ]
     calls = [row["batch"][str(size)]["calls"] for row in found["rows"] for size in batches]
     notes.append(f"{_range(calls)} calls of each were timed.")
+    if len({row["where"] for row in found["rows"]}) > 1:
+        notes.append(f"What ran on the CPU had {found['threads']} threads.")
     if found["teacher"]:
         notes.append(found["teacher"])
     return f"{_table(head, rows)}\n\n{' '.join(notes)}"
@@ -261,7 +263,10 @@ def _which(facts: Facts) -> str:
         return f"The weights are those of `{facts['source']}`; which epoch that was is {UNKNOWN}."
     which = scores["exported"]
     epoch = f"epoch {scores[which]['epoch']} of {facts['run']['epochs']}"
-    return f"The weights are those of the {which} epoch ({epoch}), at {scores[which]['top1']:.2f} % top-1."
+    return (
+        f"The weights are those of the {which} epoch ({epoch}), at {scores[which]['top1']:.2f} % top-1 on the"
+        f" {scores['evaluated_on']} set."
+    )
 
 
 def _resizing(facts: Facts) -> str:
