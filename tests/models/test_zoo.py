@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from distill.errors import UserError
-from distill.zoo import CATALOGUE, by_name, by_paper, offer
+from distill.zoo import CATALOGUE, LARGE, SMALL, by_name, by_paper, offer
 
 USES = {"label", "weights", "mean", "std", "input_size", "allow_chance", "keep", "keep_in"}
 OF_TEACHER = {"allow_chance": False, "keep": "off", "keep_in": "kept"}
@@ -46,8 +46,10 @@ def network_of(node):
 
 
 def test_names_are_unique():
-    names = [name for entry in CATALOGUE for name in {entry.name, *entry.papers}]
-    assert len(names) == len(set(names))
+    names = [entry.name for entry in CATALOGUE]
+    for size in (SMALL, LARGE):
+        papers = [name for entry in CATALOGUE if entry.size == size for name in entry.papers if name != entry.name]
+        assert len({*names, *papers}) == len(names) + len(papers)
 
 
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
@@ -70,11 +72,24 @@ PAPER = {
 
 @pytest.mark.parametrize(("paper", "name"), PAPER.items())
 def test_knows_the_names_of_papers(paper, name):
-    assert by_paper(paper) is by_name(name)
+    assert by_paper(paper, "cifar100") is by_name(name)
+
+
+@pytest.mark.parametrize(("paper", "depth"), [("ResNet18", 18), ("ResNet-34", 34), ("ResNet34", 34), ("R50", 50)])
+def test_a_papers_resnet_is_another_on_imagenet(paper, depth):
+    assert by_paper(paper, "imagenet") is by_name(f"imagenet_resnet{depth}")
+    small = by_paper(paper, "tiny_imagenet")
+    assert small is (None if depth == 34 else by_name(f"cifar_resnet{depth}"))
+
+
+def test_the_papers_name_their_mobilenet():
+    assert by_paper("MobileNetV1", "imagenet") is by_paper("MN-V1", "imagenet") is by_name("mobilenetv1")
+    assert by_paper("MobileNetV1", "cifar100") is None
+    assert by_paper("MobileNetV2", "imagenet") is None
 
 
 def test_an_unknown_name_lists_the_choices():
-    assert by_paper("ResNet1000") is None
+    assert by_paper("ResNet1000", "cifar100") is None
     with pytest.raises(UserError, match=r"'resnet21'.*choose one of (?=.*resnet20,).*wrn_40_2.*shufflenetv2"):
         by_name("resnet21")
 

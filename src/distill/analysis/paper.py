@@ -63,9 +63,9 @@ def _records() -> list[dict[str, Any]]:
     return records
 
 
-def _same_network(ours: str | None, theirs: str | None) -> bool:
-    # a printed name may mean different networks on different data, so names are compared from our side
-    return ours == theirs or any(theirs in entry.papers for entry in zoo.CATALOGUE if entry.name == ours)
+def _same_network(ours: str, theirs: str, data: str) -> bool:
+    entry = zoo.by_paper(theirs, data)  # a printed name means different networks on different data
+    return entry is not None and entry.name == ours
 
 
 def _same_method(ours: str, theirs: str) -> bool:
@@ -95,7 +95,7 @@ def cells(data: str, teacher: str, student: str, method: str, *, probe: bool = F
         named = {"teacher": teacher, "student": student}
         if not probe and method in ("none", "teacher"):
             del named["teacher" if method == "none" else "student"]  # one network alone
-        if any(record[role] is not None and not _same_network(name, record[role]) for role, name in named.items()):
+        if any(record[role] and not _same_network(name, record[role], data) for role, name in named.items()):
             continue
         fields = [record.get(key) for key in ("epochs", "reproduced_by_paper")]
         found.append(Cell(record["table"], record["top1"], record["top5"], *fields))
