@@ -112,6 +112,17 @@ def published(
     return getattr(found[0], metric) if found else None
 
 
+def pairs(data: str) -> list[tuple[str, str]]:
+    """Every teacher and student that the paper's tables set against each other on a data set, by our names, sorted."""
+    found = set()
+    for record in _records():
+        if record["dataset"] == data and record["teacher"] and record["student"]:
+            entries = [zoo.by_paper(record[role], data) for role in ("teacher", "student")]
+            found.add(tuple(entry.name for entry in entries if entry))
+    assert all(len(pair) == 2 for pair in found)
+    return sorted((teacher, student) for teacher, student in found)
+
+
 def ablation(*, instance: bool, sample: bool, category: bool) -> float:
     """Top-1 of MCLD with some of its three terms (Table 7; CIFAR-100, ResNet32x4 to ResNet8x4), in percent."""
     flags = {"instance": instance, "sample": sample, "category": category}
