@@ -93,8 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def written(about: dict[str, Any], table: str) -> str:
     """The table, and what it is of."""
-    where = f"{about['threads']} thread(s) of {about['device']}, torch {about['versions']['torch']}"
-    return f"Batch {about['rows']}, float32, {where}.\n\n{table}"
+    return f"Batch {about['rows']}, float32, {about['device']}, torch {about['versions']['torch']}.\n\n{table}"
 
 
 def one(method: str, pair: tuple[str, str], *, rows: int, count_of: int) -> Any:

@@ -135,15 +135,17 @@ def by_paper(name: str, data: str) -> Entry | None:
     """The network that papers' tables or public code bases, or we, call `name` where they speak of a data set.
 
     Args:
-        name: "ResNet50" is `cifar_resnet50` on CIFAR-100 and `imagenet_resnet50` on ImageNet; "R32x4", "resnet32x4".
+        name: "R32x4", "resnet32x4"; of two networks of one name the one for images of this size is meant: "ResNet50" is
+            `cifar_resnet50` on CIFAR-100 and `imagenet_resnet50` on ImageNet.
         data: As in the data group.
     """
     size = LARGE if data in OF_LARGE_IMAGES else SMALL
-    return next((e for e in CATALOGUE if name == e.name or (name in e.papers and e.size == size)), None)
+    found = [entry for entry in CATALOGUE if name == entry.name or name in entry.papers]
+    return min(found, key=lambda entry: entry.size != size, default=None)
 
 
 def offer() -> None:
-    """Store every network, and timm's, into Hydra's groups `student` and `teacher`.
+    """Store every network, and timm's and torchvision's, into Hydra's groups `student` and `teacher`.
 
     The keys beside the arguments say how it is used, and are no arguments of the class: `label`, `weights` (a file;
     None: start untrained), `mean`, `std` and `input_size` (in px; None: as the images come), and for a teacher
@@ -180,5 +182,8 @@ def offer() -> None:
         "std": None,
         "input_size": None,
     }
-    store.store(group="student", name="timm", node=timm)
-    store.store(group="teacher", name="timm", node={**timm, **of_teacher})
+    torchvision = {k: v for k, v in timm.items() if k != "drop_path"}
+    torchvision["_target_"] = "distill.models.torchvision_models.TorchvisionNetwork"
+    for name, node in (("timm", timm), ("torchvision", torchvision)):
+        store.store(group="student", name=name, node=node)
+        store.store(group="teacher", name=name, node={**node, **of_teacher})

@@ -24,7 +24,9 @@ def line(monkeypatch, capsys):
 def choices(group: str) -> set[str]:
     """What the files and the catalogue offer."""
     files = {path.stem for path in (CONF / group).glob("*.yaml")}
-    networks = {entry.name for entry in CATALOGUE} | {"timm"} if group in ("teacher", "student") else set()
+    networks = (
+        {entry.name for entry in CATALOGUE} | {"timm", "torchvision"} if group in ("teacher", "student") else set()
+    )
     return files | networks
 
 

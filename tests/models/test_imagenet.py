@@ -42,7 +42,8 @@ def lines(module: nn.Module) -> str:
 
 
 def test_every_network_of_the_catalogue_is_checked():
-    assert sorted(NAMES) == sorted(entry.name for entry in CATALOGUE if entry.size == LARGE)
+    ours = [entry.name for entry in CATALOGUE if entry.size == LARGE and "adapters" not in entry.target]
+    assert sorted(NAMES) == sorted(ours)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -43,7 +43,7 @@ def test_fills_what_is_lacking_and_keeps_what_is_there(run, tmp_path, capsys):
     assert [cell.method for cell in cells] == ["crd", "kd"]
     text = (tmp_path / "grid.md").read_text()
     assert capsys.readouterr().out.endswith(text)
-    assert text.startswith("Batch 4, float32, 1 thread(s) of ")
+    assert text.startswith("Batch 4, float32, ")
     assert "\n2 of 2 pass.\n" in text
     assert "| method | R56 → R20 |" in text
     assert text.rstrip().endswith("| crd | 16,640 |")

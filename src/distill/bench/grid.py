@@ -19,7 +19,7 @@ from distill.analysis import paper
 from distill.build import Node, build_distiller, build_network, channels_last, freeze, shapes
 from distill.models.network import Network
 from distill.record import count
-from distill.types import Batch, Shapes, Spec, Step
+from distill.types import Batch, Spec, Step
 
 CLASSES = 100
 # px: ImageNet's networks halve a map five times, which leaves one of 2 x 2
@@ -61,13 +61,13 @@ def size_of(pair: Pair) -> int:
 
 
 @lru_cache(maxsize=6)
-def network(name: str, what: str, size: int) -> tuple[Network, Shapes]:
+def network(name: str, what: str) -> Network:
     """A network of the catalogue with random weights, frozen if it is the "teacher"; not to be changed."""
     entry = zoo.by_name(name)
     node = {"_target_": entry.target, **entry.arguments, "num_classes": CLASSES}
     built = build_network(node, what=what, num_classes=CLASSES, mean=[0.5] * 3, std=[0.25] * 3, seed=0)
     channels_last(freeze(built) if what == "teacher" else built)
-    return built, shapes(built, what=what, num_classes=CLASSES, size=size)
+    return built
 
 
 @cache
@@ -83,24 +83,38 @@ def batches(rows: int, size: int) -> tuple[Batch, ...]:
 
 
 def steps(method: str, node: Node, pair: Pair, *, rows: int, samples: int, count_of: int) -> Cell:
+    """Take steps with a method, called so, on a pair of the catalogue; the other arguments are those of `take`."""
+    teacher, student = network(pair[0], "teacher"), copy.deepcopy(network(pair[1], "student"))
+    return Cell(
+        method, *pair, *take(node, teacher, student, size=size_of(pair), rows=rows, samples=samples, count_of=count_of)
+    )
+
+
+def take(
+    node: Node, teacher: Network, student: Network, *, size: int, rows: int, samples: int, count_of: int
+) -> tuple[str, tuple[float, ...], int]:
     """Take steps by SGD on two batches in turn, in float32 on the CPU, and look closely at the first two.
 
     Args:
-        method: What it is called.
-        node: Its configuration for this pair.
-        pair: Teacher and student.
+        node: The method's configuration.
+        teacher: Of `CLASSES` classes; frozen.
+        student: Of as many; it is trained.
+        size: Of the images, in px.
         rows: Of a batch.
         samples: Of the training set that the method is told of; at least those of two batches.
         count_of: How many steps; at least two.
+
+    Returns:
+        `trouble`, `milliseconds` and `extra` of a `Cell`.
     """
-    size = size_of(pair)
-    teacher, of_teacher = network(pair[0], "teacher", size)
-    student, of_student = network(pair[1], "student", size)
-    student = copy.deepcopy(student)
     given = batches(rows, size)
     labels = torch.arange(samples) % CLASSES
     labels[: 2 * rows] = torch.cat([batch.labels for batch in given])
-    distiller = build_distiller(node, Spec(of_student, of_teacher, CLASSES, samples, labels, rows), seed=0)
+    both = [
+        shapes(one, what=what, num_classes=CLASSES, size=size)
+        for one, what in ((student, "student"), (teacher, "teacher"))
+    ]
+    distiller = build_distiller(node, Spec(*both, CLASSES, samples, labels, rows), seed=0)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     distiller.prepare(student, teacher)
     student.train()
@@ -129,7 +143,7 @@ def steps(method: str, node: Node, pair: Pair, *, rows: int, samples: int, count
         times.append(1e3 * (time.perf_counter() - seen + looked - begin))
     changed = [name for name, value in teacher.state_dict().items() if not torch.equal(value, before[name])]
     troubles += [f"the teacher's {name} has changed" for name in changed]
-    return Cell(method, *pair, "; ".join(troubles), tuple(times), count(distiller, trainable=True))
+    return "; ".join(troubles), tuple(times), count(distiller, trainable=True)
 
 
 def _finite(gradient: torch.Tensor | None) -> bool:
