@@ -1,4 +1,4 @@
-"""Methods on features with networks of timm and torchvision: those that find what they read work, the others say why."""
+"""Methods on features with networks of timm and torchvision: they find what they read, or say what would work."""
 
 import copy
 from functools import cache

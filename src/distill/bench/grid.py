@@ -85,9 +85,9 @@ def batches(rows: int, size: int) -> tuple[Batch, ...]:
 def steps(method: str, node: Node, pair: Pair, *, rows: int, samples: int, count_of: int) -> Cell:
     """Take steps with a method, called so, on a pair of the catalogue; the other arguments are those of `take`."""
     teacher, student = network(pair[0], "teacher"), copy.deepcopy(network(pair[1], "student"))
-    return Cell(
-        method, *pair, *take(node, teacher, student, size=size_of(pair), rows=rows, samples=samples, count_of=count_of)
-    )
+    size = size_of(pair)
+    trouble, times, extra = take(node, teacher, student, size=size, rows=rows, samples=samples, count_of=count_of)
+    return Cell(method, *pair, trouble, times, extra)
 
 
 def take(
@@ -110,11 +110,10 @@ def take(
     given = batches(rows, size)
     labels = torch.arange(samples) % CLASSES
     labels[: 2 * rows] = torch.cat([batch.labels for batch in given])
-    both = [
-        shapes(one, what=what, num_classes=CLASSES, size=size)
-        for one, what in ((student, "student"), (teacher, "teacher"))
-    ]
-    distiller = build_distiller(node, Spec(*both, CLASSES, samples, labels, rows), seed=0)
+    of_student = shapes(student, what="student", num_classes=CLASSES, size=size)
+    of_teacher = shapes(teacher, what="teacher", num_classes=CLASSES, size=size)
+    spec = Spec(of_student, of_teacher, CLASSES, samples, labels, rows)
+    distiller = build_distiller(node, spec, seed=0)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     distiller.prepare(student, teacher)
     student.train()
