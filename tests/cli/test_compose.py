@@ -179,8 +179,8 @@ def test_the_networks_follow_the_data():
 def test_an_optimizers_number_may_belong_to_the_data():
     """DOT's, as published for both data sets; the command line wins."""
     assert configure("optimizer=dot")["optimizer"]["delta"] == 0.075
-    assert configure("optimizer=dot", "names.data=imagenet")["optimizer"]["delta"] == 0.09
-    assert configure("optimizer=dot", "names.data=imagenet", "optimizer.delta=.05")["optimizer"]["delta"] == 0.05
+    assert configure("optimizer=dot", "data=imagenet")["optimizer"]["delta"] == 0.09
+    assert configure("optimizer=dot", "data=imagenet", "optimizer.delta=.05")["optimizer"]["delta"] == 0.05
 
 
 def test_table_5s_pairs_have_imagenets_numbers():

@@ -380,7 +380,7 @@ def test_fetches_torchvisions_weights_by_name(script, resnet18, server, tmp_path
     requests = len(site.asked)
     assert script.fetch_published(source, tmp_path, networks=networks, pause=0) == []
     assert len(site.asked) == requests  # what is there is not fetched again
-    config = harness.configure("teacher=imagenet_resnet18", "names.data=imagenet", f"student={networks[0].name}")
+    config = harness.configure("teacher=imagenet_resnet18", "data=imagenet", f"student={networks[0].name}")
     assert Path(config["teacher"]["weights"]) == Path("weights", path.relative_to(tmp_path))
 
 
