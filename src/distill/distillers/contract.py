@@ -20,10 +20,10 @@ class Distiller(nn.Module):
         needs: What it reads of the networks: "logits" or "features".
         views: How many views of each image it asks for: 1, or 2 with a strongly augmented one.
         needs_teacher: False for one that never asks the teacher: then a teacher only serves to compare with.
+        reads: What both networks must show beside their logits, for `connectors.require`.
 
-    These three are said by the class, or by an instance where they depend on what it is made of.
-
-        reads: What both networks must show beside their logits, for `connectors.require`; said by the class.
+    The first three are said by the class, or by an instance where they depend on what it is made of; the last by the
+    class.
     """
 
     needs: Literal["logits", "features"] = "logits"
