@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 from distill.checkpoint import load_weights
+from distill.distillers.connectors import stage_pairs
 from distill.errors import UserError
 from distill.models.imagenet_resnet import ImageNetResNet
 from distill.models.network import Network
@@ -127,6 +128,16 @@ def test_norms_of_mobilenetv1_make_its_preacts():
         norm.register_forward_hook(lambda _, __, out: seen.append(out))
     answer = network(torch.rand(2, 3, 64, 64))
     assert all(torch.equal(one, other) for one, other in zip(seen, answer.preacts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"), [("imagenet_resnet34", "imagenet_resnet18"), ("imagenet_resnet50", "mobilenetv1")]
+)
+def test_stages_of_table_5_meet_one_by_one_at_equal_sizes(teacher, student):
+    """MobileNetV1's stages too, which public code shifts by one: its list has no entry for the stem."""
+    s, t = (build(name, num_classes=10).shapes(64) for name in (student, teacher))
+    assert stage_pairs(s, t) == ((1, 1), (2, 2), (3, 3), (4, 4))
+    assert [size for _, size, _ in s.stages] == [size for _, size, _ in t.stages] == [32, 16, 8, 4, 2]
 
 
 def test_starts_as_torchvisions():
