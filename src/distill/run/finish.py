@@ -65,7 +65,7 @@ def finish(config: Config, folder: Path, parts: Prepared, keeper: Keeper) -> flo
         "device": record.device_name(parts.device),
         "versions": record.versions(),
         "commit": record.commit(),
-        "hash": record.fingerprint(config),
+        "hash": config["hash"],
     }
     if data.evaluated_on == "holdout":
         result["test"] = _test_scores(folder, parts, deployed)
