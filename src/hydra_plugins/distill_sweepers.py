@@ -1,5 +1,6 @@
 """This project's ways to carry out `-m`, where Hydra looks for such. Imports next to nothing: Tab waits for it."""
 
+import logging
 import sys
 from typing import Any
 
@@ -10,6 +11,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from distill.errors import UserError
+
+
+logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna imports it, and it announces each of its parts
 
 
 class Runs(Sweeper):

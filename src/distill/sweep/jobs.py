@@ -124,7 +124,7 @@ def _can_keep(config: Config) -> bool:
 def name_of(config: Config, found: str) -> Path:
     """Where a run of a table lies: what a person looks for it by, and its hash."""
     names, recipe = config["names"], config["recipe"]
-    what = f"{config['variant']} {recipe['epochs']}_epochs_seed{config['seed']}_{found[:8]}".strip()
+    what = f"{recipe['epochs']}_epochs_seed{config['seed']}_{found[:8]} {config['variant']}"
     parts = (names["data"], f"{names['teacher']}-{names['student']}", names["distiller"], what)
     return Path(*(folder_name(part) for part in parts))
 

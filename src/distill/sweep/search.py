@@ -6,7 +6,7 @@ search that was stopped ends as one that was not.
 """
 
 import json
-import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,10 +92,12 @@ class Study:
 
         found = [trial for trial in self.trials if trial["value"] is None][:count]
         study = optuna.create_study(direction=self.direction)
-        for trial in self.judged:
-            params = trial["params"]
-            past = optuna.trial.create_trial(params=params, distributions=distributions, value=trial["value"])
-            study.add_trial(past)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            for trial in self.judged:
+                params = trial["params"]
+                past = optuna.trial.create_trial(params=params, distributions=distributions, value=trial["value"])
+                study.add_trial(past)
         while len(found) < count:
             settings = dict(sampler)
             if settings.get("seed") is not None:
@@ -140,7 +142,6 @@ def search(
     Raises:
         UserError: If trials would be judged on the test set, the space cannot be searched, or too many failed.
     """
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it announces its parts as it is imported
     try:
         import optuna
         from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
