@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 
 from distill.errors import UserError
 
-
 logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna imports it, and it announces each of its parts
 
 

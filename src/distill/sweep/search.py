@@ -182,7 +182,7 @@ def search(
         failed += sum(why is not None for why in reasons)
         if failed > max_failure_rate * n_trials:
             why = next(why for why in reasons if why is not None)
-            raise UserError(f"{failed} trials failed, more than hydra.sweeper.max_failure_rate allows: {why}")
+            raise UserError(f"More trials failed than hydra.sweeper.max_failure_rate={max_failure_rate} allows: {why}")
     best = study.best
     drawn = " ".join(f"{key}={value}" for key, value in best["params"].items())
     print(f"Best of {len(study.judged)} trials: {drawn} with {best['value']:.2f} on the held-out images")
