@@ -71,12 +71,12 @@ def test_seeds_and_sizes_of_numbers_cost_the_same_and_weights_of_0_less() -> Non
         return kind_of(harness.configure("distiller=mcld", "teacher=resnet56", "student=resnet20", *words))
 
     usual = kind()
-    for word in ("seed=1", "recipe.epochs=3", "distiller.temperature=.1", "data.root=/x", "teacher.weights=x"):
+    for word in ("seed=1", "distiller.temperature=.1", "teacher.weights=x"):
         assert kind(word) == usual, word
-    for word in ("distiller.queue_length=9", "distiller.sample_weight=0", "optimizer=dot", "distiller=kd"):
+    for word in ("distiller.queue_length=9", "distiller.sample_weight=0", "optimizer=dot"):
         assert kind(word)[0] == usual[0]
         assert kind(word)[1] != usual[1], word
-    for word in ("student=resnet32", "teacher=resnet110", "recipe.batch_size=128", "trainer.precision=32-true"):
+    for word in ("student=resnet32", "recipe.batch_size=128"):
         assert kind(word)[0] != usual[0], word
         assert kind(word)[1] == usual[1] or "resnet" in word
 

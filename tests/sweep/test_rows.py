@@ -65,6 +65,22 @@ def test_other_values_take_the_place_of_the_tables():
     assert jobs("networks=x-y", "seed=0")[:3] == moved[:3]
 
 
+def test_a_student_alone_gets_no_method():
+    lines = jobs("distiller=rld", "seed=0", "distiller.temperature=2")
+    assert lines == [
+        "seed=0 teacher=a student=b distiller=rld distiller.temperature=2",
+        "seed=0 teacher=c student=d distiller=rld distiller.temperature=2",
+        "seed=0 teacher=a student=b distiller=rld optimizer=dot distiller.temperature=2",
+        "seed=0 teacher=c student=d distiller=rld optimizer=dot distiller.temperature=2",
+        "seed=0 teacher=none distiller=none student=b",
+        "seed=0 teacher=none distiller=none student=d",
+    ]
+
+
+def test_of_several_values_those_of_the_table_choose_and_the_others_are_added():
+    assert jobs("seed=0,1,5") == jobs() + jobs("seed=5")
+
+
 def test_other_keys_are_added_but_none_of_a_teacher_to_a_student_alone():
     lines = jobs("recipe.epochs=3", "teacher.keep=disk")
     assert len(lines) == len(jobs())

@@ -108,9 +108,10 @@ def test_a_table_is_stopped_and_repeated(
     assert (answer.code, trained) == (0, [])
     assert first_line(answer) == "3 runs: 3 finished, 0 half-finished, 0 to begin"
 
-    # the same runs, typed by hand: they are there already; another number: it is not
+    # another method: the others are there already
     answer = call("distiller=kd,rkd")
-    assert first_line(answer) == "2 runs: 1 finished, 0 half-finished, 1 to begin"
+    assert first_line(answer) == "3 runs: 2 finished, 0 half-finished, 1 to begin"
+    assert trained == [1, 2]
 
 
 def test_a_failed_run_is_listed_with_its_reason_and_stops_no_other(call: Any, tmp_path: Path, trained: list[int]):

@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Override
 from distill.errors import UserError
 
 PAIR = "networks"
+TAUGHT = ("teacher", "distiller")
 Words = dict[str, str]  # by key: "seed" -> "seed=1", "trainer.x" -> "+trainer.x=2"
 
 
@@ -26,7 +27,7 @@ def expand(rows: Sequence[str], each: str, given: Sequence[str], *, loader: Conf
         each: Words of every row; the row's own win.
         given: Words of the user. Values that stand in the table choose the runs that have them, others take the place
             of the table's, and keys that the table does not name are added. A student without teacher
-            (`teacher=none`) belongs to every teacher's pair, and never gets one.
+            (`teacher=none`) belongs to every teacher's pair, and gets neither a teacher nor a method.
         loader: Hydra's, for `glob`.
 
     Raises:
@@ -40,7 +41,9 @@ def expand(rows: Sequence[str], each: str, given: Sequence[str], *, loader: Conf
     shared = choices(shlex.split(each))
     jobs = [words for row in rows or [""] for words in _product(shared | choices(shlex.split(row)))]
     for alternatives in choices(given).values():
-        jobs = _chosen(jobs, alternatives) or _changed(jobs, alternatives)
+        there = [wanted for wanted in alternatives if any(_has(words, wanted) for words in jobs)]
+        others = [wanted for wanted in alternatives if wanted not in there]
+        jobs = _chosen(jobs, there) + _changed(jobs, others)
     unique = {tuple(words.values()): None for words in jobs}
     return [list(words) for words in unique]
 
@@ -76,9 +79,9 @@ def _product(choices: dict[str, list[Words]]) -> list[Words]:
 
 
 def _chosen(jobs: list[Words], alternatives: list[Words]) -> list[Words]:
-    """Those that have one of the values; none where the table has it nowhere."""
+    """Those that have one of the values, and the students alone of their pairs."""
     kept = [words for words in jobs if any(_has(words, wanted) for wanted in alternatives)]
-    if "teacher" not in alternatives[0]:
+    if not any("teacher" in wanted for wanted in alternatives):
         return kept
     students = {_value(words, "student") for words in kept}
     return [words for words in jobs if words in kept or (_alone(words) and _value(words, "student") in students)]
@@ -87,7 +90,7 @@ def _chosen(jobs: list[Words], alternatives: list[Words]) -> list[Words]:
 def _changed(jobs: list[Words], alternatives: list[Words]) -> list[Words]:
     """Each with every one of the values, in the place of its own."""
     return [
-        words | {key: word for key, word in new.items() if not (key.split(".")[0] == "teacher" and _alone(words))}
+        words | {key: word for key, word in new.items() if not (key.split(".")[0] in TAUGHT and _alone(words))}
         for words in jobs
         for new in alternatives
     ]

@@ -26,7 +26,7 @@ from distill.run.train import SEARCHED
 from distill.sweep.estimate import estimate
 from distill.sweep.jobs import Composer, look_up, placed, searched
 from distill.sweep.rows import expand
-from distill.sweep.table import own_words, reason
+from distill.sweep.table import own_words, reason, then
 
 STUDY = "study.json"
 FORMAT = 1
@@ -186,8 +186,7 @@ def search(
     best = study.best
     drawn = " ".join(f"{key}={value}" for key, value in best["params"].items())
     print(f"Best of {len(study.judged)} trials: {drawn} with {best['value']:.2f} on the held-out images")
-    if then := master.table.get("then"):
-        print(f"Now: {then}", flush=True)
+    print(then(master, [], []), end="", flush=True)
     value: float = best["value"]
     return value
 

@@ -50,8 +50,7 @@ def carry_out(context: HydraContext, master: DictConfig, launcher: Launcher, wor
             OmegaConf.save(master, folder / "multirun.yaml")
         returned, failures = launch(launcher, left)
     print(summary(jobs, left, failures), flush=True)
-    if isinstance(table, dict) and table.get("then"):
-        print(f"Now: {table['then']}", flush=True)
+    print(then(master, jobs, words), end="", flush=True)
     if failures:
         raise UserError(f"{len(failures)} of {len(left)} runs failed.")
     return list(returned)
@@ -77,6 +76,35 @@ def own_words(words: Sequence[str], *, table: bool) -> list[str]:
     """A command line's words about the runs themselves; a run is the same whichever table lists it, or none."""
     others = (*NOT_OF_A_RUN, *(("experiment=",) if table else ()))
     return [word for word in words if not word.lstrip("+~").startswith(others)]
+
+
+def then(master: DictConfig, jobs: Sequence[Job], words: Sequence[str]) -> str:
+    """What to do with the runs, as the table says.
+
+    In its words `{options}` stands for how scripts choose these runs, `{folders}` for their folders, and `{list}` for
+    the same with commas.
+
+    Args:
+        master: Configuration of the sweep.
+        jobs: All its runs.
+        words: Of the command line.
+    """
+    text = OmegaConf.select(master, "table.then")
+    if not text:
+        return ""
+    options = [str(master.hydra.sweep.dir)] if master.hydra.sweep.dir != ROOT else []
+    pairs = {(job.config["names"]["teacher"], job.config["names"]["student"]) for job in jobs if job.config}
+    taught = {pair for pair in pairs if pair[0] != "none"}
+    if len(taught) == 1:
+        teacher, student = taught.pop()
+        options += ["--teacher", teacher, "--student", student]
+    epochs = [word.partition("=")[2] for word in words if word.startswith("recipe.epochs=")]
+    options += ["--epochs", epochs[-1]] if epochs and "," not in epochs[-1] else []
+    folders = [str(job.folder) for job in jobs]
+    known = {"{options}": " ".join(options), "{folders}": " ".join(folders), "{list}": ",".join(folders)}
+    for place, value in known.items():
+        text = text.replace(place, value)
+    return f"Now: {text}\n"
 
 
 def overview(jobs: Sequence[Job]) -> str:
