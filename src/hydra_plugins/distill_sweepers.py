@@ -38,6 +38,8 @@ class Runs(Sweeper):
         """Run what the words of the command line ask for."""
         from distill.sweep.table import carry_out
 
+        assert self.hydra_context is not None
+        assert self.config is not None
         return carry_out(self.hydra_context, self.config, self.launcher, words)
 
 
@@ -51,4 +53,6 @@ class Search(Runs):
         """Search as the words of the command line ask."""
         from distill.sweep.search import search
 
+        assert self.hydra_context is not None
+        assert self.config is not None
         return search(self.hydra_context, self.config, self.launcher, words, **self.settings)

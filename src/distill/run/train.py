@@ -56,7 +56,7 @@ def train(cfg: DictConfig) -> float:
     folder = Path(hydra.runtime.output_dir)
     overrides = list(hydra.overrides.task)
     config = settings.resumed(cfg, overrides) if cfg.resume else settings.resolve(cfg)
-    if "optuna" in str((hydra.get("sweeper") or {}).get("_target_")) and not config["data"].get("holdout"):
+    if "optuna" in str(hydra.sweeper) and not config["data"].get("holdout"):
         raise UserError(SEARCHED)
     if not cfg.resume:
         config["variant"] = record.variant(overrides)

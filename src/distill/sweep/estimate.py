@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import multiprocessing
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -156,7 +157,7 @@ def _asked_afresh(config: Config, cost: Cost, asked: dict[tuple[str, Any], int])
     keep = (config.get("teacher") or {}).get("keep", "off")
     if keep == "off" or cost.views is None:
         return 1.0
-    epochs = config["recipe"]["epochs"]
+    epochs: int = config["recipe"]["epochs"]
     if keep == "memory":
         return _views(epochs, cost.views) / epochs
     teacher, seed = json.dumps(config["teacher"], sort_keys=True, default=str), config["seed"]
@@ -168,7 +169,7 @@ def _asked_afresh(config: Config, cost: Cost, asked: dict[tuple[str, Any], int])
 
 def _views(epochs: int, views: int) -> float:
     """Different views of an image that so many epochs meet, on average."""
-    return views * (1 - (1 - 1 / views) ** epochs)
+    return views * (1 - math.pow(1 - 1 / views, epochs))
 
 
 # ---------------------------------------------------------------------- measuring

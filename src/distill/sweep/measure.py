@@ -176,10 +176,11 @@ def _teacher_seconds(parts: Prepared) -> float:
 
 def _fit(config: Config, parts: Prepared, folder: Path, batches: int) -> _Stopwatch:
     """Train so many batches, and evaluate after them."""
-    trainer = config["trainer"] | {"limit_train_batches": batches, "limit_val_batches": EVALUATED}
-    run = assemble({**config, "trainer": trainer}, folder, parts)
+    limited = config["trainer"] | {"limit_train_batches": batches, "limit_val_batches": EVALUATED}
+    run = assemble({**config, "trainer": limited}, folder, parts)
     run.trainer.fit_loop.max_epochs = 1
     watch = _Stopwatch(parts.device, batches)
-    run.trainer.callbacks = [*(c for c in run.trainer.callbacks if not isinstance(c, Progress)), watch]
+    trainer: Any = run.trainer
+    trainer.callbacks = [*(c for c in trainer.callbacks if not isinstance(c, Progress)), watch]
     run.trainer.fit(run.module, datamodule=parts.data)
     return watch

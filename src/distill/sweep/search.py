@@ -6,6 +6,7 @@ search that was stopped ends as one that was not.
 """
 
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -147,7 +148,7 @@ def search(
         from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
     except ImportError as error:
         raise UserError(f"A search needs what is not installed ({error}): pip install 'distill[sweep]'.") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(logging.WARNING)
 
     sampler = OmegaConf.to_container(master.hydra.sweeper.sampler)
     assert isinstance(sampler, dict)
