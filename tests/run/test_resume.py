@@ -1,6 +1,8 @@
 """A run that is stopped anywhere and goes on ends with the bits of one that was not."""
 
+import fcntl
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import harness
+from distill.errors import UserError
 from distill.keeper import Keeper
 
 # the queue wraps within the first epoch
@@ -100,6 +103,18 @@ def test_checkpoints_only_every_few_epochs(tmp_path: Path, monkeypatch: pytest.M
     better = {epoch for epoch in range(1, 9) if top1[epoch - 1] > max([-1.0, *top1[: epoch - 1]])}
     assert saved == sorted(better | {3, 6, 8})
     assert len(saved) < 8
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    config = harness.configure(*harness.SMALL, *method("kd"), "recipe.epochs=1")
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match=r"^Another process is training in .*: wait for it, or end it\.$"):
+        harness.execute(config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    os.close(handle)
+    harness.execute(config, tmp_path)
+    assert (tmp_path / "result.json").exists()
 
 
 def test_the_best_is_not_replaced_by_what_followed_it(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """One training run, from a command line to its files."""
 
+import fcntl
 import inspect
 import json
 import logging
+import os
 import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,14 +84,37 @@ def carry_out(config: Config, folder: Path) -> float:
     config["hash"] = record.fingerprint(config)  # of its weights as they are now
     device = device_of(config["trainer"])
     world = world_of(config["trainer"], device)
-    if launch.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+    if launch.rank() != 0:
+        return _fit(config, folder, prepare(config, folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
         record.write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
-    prepared = prepare(config, folder)  # a user's mistake is said once, before there are ranks
-    if world > 1 and not launch.started_by_another():
-        with launch.ranks(world, folder), share_of_threads(world):
-            return _fit(config, folder, prepared)
-    return _fit(config, folder, prepared)
+        prepared = prepare(config, folder)  # a user's mistake is said once, before there are ranks
+        if world > 1 and not launch.started_by_another():
+            with launch.ranks(world, folder), share_of_threads(world):
+                return _fit(config, folder, prepared)
+        return _fit(config, folder, prepared)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder: two sweeps that were begun at once would write one run's checkpoints in turn.
+
+    Raises:
+        UserError: If another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"Another process is training in {folder}: wait for it, or end it.") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def train_rank(folder: Path) -> None:

@@ -18,6 +18,7 @@ from distill.sweep.rows import expand
 log = logging.getLogger("distill")
 
 ROOT = "outputs"
+MANY = 50  # runs, whose configurations take noticeable time
 NOT_OF_A_RUN = ("sweep.", "table.")
 
 
@@ -67,8 +68,11 @@ def jobs_of(context: HydraContext, master: DictConfig, table: Any, words: Sequen
         with open_dict(master):
             master.hydra.sweep.dir = ROOT
     rows, each = (table.get("rows") or [], table.get("each") or "") if table is not None else ([], "")
+    lines = expand(rows, each, own, loader=context.config_loader)
+    if len(lines) > MANY:
+        print(f"reading the configurations of {len(lines)} runs ...", flush=True)
     composer = Composer(context, master, named=table is not None)
-    found = [composer.job(line) for line in expand(rows, each, own, loader=context.config_loader)]
+    found = [composer.job(line) for line in lines]
     return placed(found, look_up(searched(master)))
 
 
