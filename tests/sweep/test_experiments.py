@@ -77,10 +77,9 @@ def composes(words: list[str]) -> None:
     assert {**config["names"], **said}.items() >= config["names"].items()
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_one_run_of_it_shows_and_many_need_m(name):
-    with pytest.raises(UserError, match=rf"^experiment={name} is a list of runs: add -m to carry them out\.$"):
-        harness.configure(f"experiment={name}")
+def test_many_runs_need_m():
+    with pytest.raises(UserError, match=r"^experiment=table7 is a list of runs: add -m to carry them out\.$"):
+        harness.configure("experiment=table7")
 
 
 @pytest.mark.parametrize("name", TABLES)

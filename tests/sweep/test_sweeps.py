@@ -108,11 +108,6 @@ def test_a_table_is_stopped_and_repeated(
     assert (answer.code, trained) == (0, [])
     assert first_line(answer) == "3 runs: 3 finished, 0 half-finished, 0 to begin"
 
-    # another method: the others are there already
-    answer = call("distiller=kd,rkd")
-    assert first_line(answer) == "3 runs: 2 finished, 0 half-finished, 1 to begin"
-    assert trained == [1, 2]
-
 
 def test_a_failed_run_is_listed_with_its_reason_and_stops_no_other(call: Any, tmp_path: Path, trained: list[int]):
     answer = call("teacher.keep=memory", "recipe.epochs=1", "teacher.allow_chance=false")
