@@ -41,7 +41,7 @@ _NOT_OF_THE_METHOD = (
     ),
     *("student.name", "student.label"),
 )
-_NOT_IN_THE_HASH = ("logger", "checkpoint", "resume", "hash")
+_NOT_IN_THE_HASH = ("logger", "checkpoint", "resume", "hash", "score_test")
 _PATHS = ("root", "download", "workers", "prefetch", "eval_batch_size", "keep", "keep_in")
 # of the trainer: where and how fast it computes, what it shows
 _OF_THE_DEVICE = (

@@ -46,8 +46,8 @@ COMPOSED = {
     ),
     "a misspelt group": (
         ("distiler=kd",),
-        "There is no key distiler: the configuration has distiller, seed, resume, checkpoint, names, data, recipe,"
-        " teacher, student, optimizer, trainer, logger.",
+        "There is no key distiler: the configuration has distiller, seed, score_test, resume, checkpoint, names, data,"
+        " recipe, teacher, student, optimizer, trainer, logger, sweep.",
     ),
     "a key of another choice": (
         ("distiller=kd", "distiller.queue_length=9"),

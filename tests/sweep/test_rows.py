@@ -100,6 +100,13 @@ def test_without_rows_there_is_the_command_line():
     ]
 
 
+def test_without_rows_a_student_alone_has_the_method_that_is_named():
+    assert expand([], "", ["teacher=none", "distiller=a,b"], loader=None) == [
+        ["teacher=none", "distiller=a"],
+        ["teacher=none", "distiller=b"],
+    ]
+
+
 def test_what_lists_no_values_is_refused():
     with pytest.raises(UserError, match=r"^distiller.temperature=interval\(0, 1\) lists no values"):
         expand([], "", ["distiller.temperature=interval(0, 1)"], loader=None)

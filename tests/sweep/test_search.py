@@ -46,6 +46,7 @@ def test_stopped_and_repeated_it_ends_as_one_that_was_not(
     assert f"distiller.temperature={best['params']['distiller.temperature']} with {best['value']:.2f}" in answer.out
     found = [json.loads(path.read_text()) for path in (tmp_path / "search").rglob("result.json")]
     assert {result["evaluated_on"] for result in found} == {"holdout"}
+    assert not any("test" in result for result in found)
     assert {result["last"]["top1"] for result in found} == {trial["value"] for trial in whole}
     for trial in whole:
         said = f"distiller.temperature={trial['params']['distiller.temperature']}"

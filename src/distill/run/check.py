@@ -11,7 +11,7 @@ from distill.run.config import Config
 
 OF_A_RUN = (
     *("data", "recipe", "teacher", "student", "distiller", "optimizer", "trainer", "logger"),
-    *("seed", "resume", "checkpoint", "names"),
+    *("seed", "score_test", "resume", "checkpoint", "names"),
 )
 OF_THE_RECORD = ("variant", "hash")
 # each rank is a process with the whole student; others would need other checkpoints

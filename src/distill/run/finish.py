@@ -67,7 +67,7 @@ def finish(config: Config, folder: Path, parts: Prepared, keeper: Keeper) -> flo
         "commit": record.commit(),
         "hash": config["hash"],
     }
-    if data.evaluated_on == "holdout":
+    if data.evaluated_on == "holdout" and config.get("score_test", True):
         result["test"] = _test_scores(folder, parts, deployed)
     record.write_json(folder / RESULT, result)
     best, last = keeper.best, keeper.last

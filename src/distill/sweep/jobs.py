@@ -102,9 +102,10 @@ class Composer:
                 return Job(list(words), None, None, default)
         finally:
             HydraConfig.instance().cfg = before
-        if self.named and not _can_keep(config):
+        without = [word for word in words if not word.lstrip("+").startswith(f"{KEEP}=")]
+        if self.named and len(without) < len(words) and not _can_keep(config):
             self.count = number
-            return self.job([word for word in words if not word.startswith(f"{KEEP}=")])
+            return self.job(without)
         config["variant"] = variant(words)
         found = fingerprint(config)
         return Job(list(words), config, found, root / name_of(config, found) if self.named else default)

@@ -23,7 +23,7 @@ def expand(rows: Sequence[str], each: str, given: Sequence[str], *, loader: Conf
     """The command lines of a table's runs, in its order, none twice.
 
     Args:
-        rows: Of the table; without any there is one run.
+        rows: Of the table; without any the user's words are all there is.
         each: Words of every row; the row's own win.
         given: Words of the user. Values that stand in the table choose the runs that have them, others take the place
             of the table's, and keys that the table does not name are added. A student without teacher
@@ -38,8 +38,10 @@ def expand(rows: Sequence[str], each: str, given: Sequence[str], *, loader: Conf
     def choices(words: Sequence[str]) -> dict[str, list[Words]]:
         return _choices(parser.parse_overrides(list(words)))
 
+    if not rows:
+        return [list(words.values()) for words in _product(choices(given))]
     shared = choices(shlex.split(each))
-    jobs = [words for row in rows or [""] for words in _product(shared | choices(shlex.split(row)))]
+    jobs = [words for row in rows for words in _product(shared | choices(shlex.split(row)))]
     for alternatives in choices(given).values():
         there = [wanted for wanted in alternatives if any(_has(words, wanted) for words in jobs)]
         others = [wanted for wanted in alternatives if wanted not in there]

@@ -162,6 +162,7 @@ def search(
     config = composer.job(common[0]).config
     if config is not None and not config["data"].get("holdout"):
         raise UserError(SEARCHED)
+    common[0].append("score_test=false")
 
     texts = {key: str(override.input_line).partition("=")[2] for key, override in space.items()}
     study = Study.of(Path(master.hydra.sweep.dir) / STUDY, texts, getattr(direction, "name", direction))

@@ -17,8 +17,8 @@ from distill.sweep.rows import expand
 
 log = logging.getLogger("distill")
 
-ROOT = "outputs"
-MANY = 50  # runs, whose configurations take noticeable time
+ROOT, OF_ONE_SWEEP = "outputs", "outputs/sweeps/"
+MANY = 50  # runs: their configurations take noticeable time, and a list of them is no longer read
 NOT_OF_A_RUN = ("sweep.", "table.")
 
 
@@ -64,7 +64,7 @@ def jobs_of(context: HydraContext, master: DictConfig, table: Any, words: Sequen
         UserError: If the rows of the table cannot be read.
     """
     own = own_words(words, table=table is not None)
-    if table is not None and not has_a_folder(master):
+    if table is not None and not has_a_folder(master) and str(master.hydra.sweep.dir).startswith(OF_ONE_SWEEP):
         with open_dict(master):
             master.hydra.sweep.dir = ROOT
     rows, each = (table.get("rows") or [], table.get("each") or "") if table is not None else ([], "")
@@ -115,10 +115,9 @@ def overview(jobs: Sequence[Job]) -> str:
     """How many runs there are, and where the finished ones lie."""
     count = {state: sum(job.state == state for job in jobs) for state in ("finished", "begun", "new")}
     lines = [f"{len(jobs)} runs: {count['finished']} finished, {count['begun']} half-finished, {count['new']} to begin"]
-    for job in jobs:
-        if job.state != "new":
-            what = "finished" if job.state == "finished" else "goes on"
-            lines.append(f"  {what}: {job.folder}")
+    said = {"begun": "goes on", "finished": "finished"}
+    for state in said if count["finished"] <= MANY else ("begun",):
+        lines += [f"  {said[state]}: {job.folder}" for job in jobs if job.state == state]
     return "\n".join(lines)
 
 
