@@ -1,6 +1,11 @@
 """Runs side by side: joblib's processes with a GPU each, submitit's jobs, and the ready configuration of a cluster."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +63,34 @@ def test_joblibs_processes_have_a_gpu_each(tmp_path: Path, tells: tuple[str, ...
     again = process(*line, CUDA_VISIBLE_DEVICES="4,5", PYTHONPATH=path)
     assert again.code == 0
     assert "4 runs: 4 finished" in again.out
+
+
+@pytest.mark.slow
+def test_joblibs_processes_stop_with_their_sweep(tmp_path: Path) -> None:
+    """Each saves where it is; the repeated sweep finds both half-finished and their folders free."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={tmp_path}/sweep")
+    rare = ("checkpoint.minutes=null", "checkpoint.epochs=999")
+    line = ("-m", *RUN, *parallel, *rare, "distiller=none", "seed=0,1", "recipe.epochs=60")
+    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT / "src")}
+    sweep = subprocess.Popen(
+        [sys.executable, str(harness.ROOT / "src/train.py"), *line],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    deadline = time.monotonic() + 180
+    while len(list(tmp_path.rglob("best.ckpt"))) < 2:
+        assert sweep.poll() is None, sweep.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    sweep.send_signal(signal.SIGTERM)
+    output, _ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 128 + signal.SIGTERM, output
+    again = process(*line)
+    assert "2 runs: 0 finished, 2 half-finished, 0 to begin" in again.out
+    assert results(tmp_path / "sweep") == [0, 1]
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from distill.run.train import SEARCHED
 from distill.sweep.estimate import estimate
 from distill.sweep.jobs import Composer, look_up, placed, searched
 from distill.sweep.rows import expand
+from distill.sweep.stop import passed_on
 from distill.sweep.table import own_words, reason, then
 
 STUDY = "study.json"
@@ -178,7 +179,8 @@ def search(
         if not begun:
             print(estimate([jobs[0]] * missing, master), end="", flush=True)
             begun = True
-        returned = launcher.launch([job.command() for job in jobs], initial_job_idx=len(study.judged))
+        with passed_on(launcher):
+            returned = launcher.launch([job.command() for job in jobs], initial_job_idx=len(study.judged))
         reasons = [_judge(trial, ended) for trial, ended in zip(trials, returned, strict=True)]
         study.save()
         failed += sum(why is not None for why in reasons)

@@ -14,6 +14,7 @@ from distill.errors import UserError
 from distill.sweep.estimate import estimate
 from distill.sweep.jobs import Composer, Job, has_a_folder, look_up, placed, searched
 from distill.sweep.rows import expand
+from distill.sweep.stop import passed_on
 
 log = logging.getLogger("distill")
 
@@ -130,7 +131,8 @@ def launch(launcher: Launcher, jobs: Sequence[Job]) -> tuple[Sequence[JobReturn]
     returned: Sequence[JobReturn] = []
     broken = "it did not end; its folder says how far it came"
     try:
-        returned = launcher.launch([job.command() for job in jobs], initial_job_idx=0)
+        with passed_on(launcher):
+            returned = launcher.launch([job.command() for job in jobs], initial_job_idx=0)
     except Exception as error:
         # of a process that was killed, say: the results that are there count all the same
         log.exception("the launcher stopped")
