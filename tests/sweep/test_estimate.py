@@ -167,5 +167,8 @@ def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "About 15 minutes on this device (a chip), one run after the other." in text
     estimate(jobs[:2], master)
     assert asked == ["kd", "at"]
+    monkeypatch.setattr(module, "SHARE", 0)  # as if the runs were short
+    estimate([*jobs, job("distiller=dkd", *pair), job("distiller=dkd", "teacher=resnet110", *pair[1:])], master)
+    assert asked == ["kd", "at", "dkd"]
     master.sweep.estimate = 0
     assert estimate(jobs, master) == ""

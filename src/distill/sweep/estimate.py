@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import multiprocessing
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +24,7 @@ from distill.sweep.jobs import Job
 from distill.sweep.measure import Cost, measure
 
 KEPT = ".costs.json"  # what was measured before, below the folder of the runs
+SHARE = 0.03  # of the time that all runs take, that measuring may: then no further methods of a measured pair
 Measure = Callable[[Config, int, int], Cost | int]
 
 
@@ -30,7 +32,7 @@ def estimate(jobs: Sequence[Job], master: DictConfig) -> str:
     """Say how long the runs of a sweep will take, one after the other.
 
     Of runs that differ in nothing but seeds and sizes of numbers one is measured; of many pairs and many methods each
-    pair and each method once, and the others follow from them.
+    pair and, where the sweep is long, each method once, and the others follow from them.
 
     Args:
         jobs: Those that are not finished.
@@ -46,18 +48,21 @@ def estimate(jobs: Sequence[Job], master: DictConfig) -> str:
         kinds[kind_of(job.config)].append(job)
     kept = Kept(Path(master.hydra.sweep.dir) / KEPT)
     costs: dict[tuple[str, str], Cost] = {}
-    lines, short = [], 0
+    lines, short, began = [], 0, time.perf_counter()
     with quiet(), measuring(master) as ask:
         for kind in representatives(list(kinds)):
             config = kinds[kind][0].config
             assert config is not None
-            epochs = sum(left(job) for job in kinds[kind])
-            print(f"measuring {what(config)} ...", flush=True)
-            try:
-                cost = kept.get(kind) or ask(config, steps, epochs)
-            except Exception as error:  # the run itself will say it at length
-                lines.append(f"  {what(config)} cannot be measured: {_first_sentence(error)}")
-                continue
+            cost: Cost | int | None = kept.get(kind)
+            if cost is None:
+                if guess(kind, costs) and time.perf_counter() - began > SHARE * total(kinds, costs)[0]:
+                    continue
+                print(f"measuring {what(config)} ...", flush=True)
+                try:
+                    cost = ask(config, steps, sum(left(job) for job in kinds[kind]))
+                except Exception as error:  # the run itself will say it at length
+                    lines.append(f"  {what(config)} cannot be measured: {_first_sentence(error)}")
+                    continue
             if isinstance(cost, int):
                 short += cost
                 continue
