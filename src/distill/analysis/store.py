@@ -40,7 +40,7 @@ class Result:
         written: When that was written, in seconds since 1970.
         data: Name of the data set.
         teacher: Name of the teacher, "none" without one.
-        student: Name of the student.
+        student: Name of the student; "none" where the teacher's own features were probed.
         distiller: Name of the method.
         variant: The other overrides that matter, sorted and joined by spaces; "" for none.
         seed: The run's.
@@ -123,8 +123,8 @@ def _read(path: Path) -> Result:
             kind=content.get("kind", "train"),
             written=path.stat().st_mtime,
             data=names["data"],
-            teacher=names["teacher"],
-            student=names["student"],
+            teacher=names["teacher"] or "none",
+            student=names["student"] or "none",
             distiller=names["distiller"],
             variant=content.get("variant") or "",
             seed=int(content["seed"]),
