@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.html:
         _write(options.html, html(page))
     if options.picture:
-        from distill.analysis.figure import comparison  # matplotlib takes a second to import
+        from distill.analysis.figures.comparison import comparison  # matplotlib takes a second to import
 
         try:
             comparison([run for run in results if matches(run, options)], options.picture)

@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from distill.analysis.figure import comparison
+from distill.analysis.figures.comparison import comparison
 from distill.analysis.store import find_results, read_curve
 from distill.analysis.table import group, markdown
 from distill.errors import UserError

@@ -4,14 +4,14 @@ from html import escape
 
 from distill.analysis.page import Cell, Grid, Page, Text
 
-WIDE = 5  # columns of numbers from which a page is laid on its side
+WIDE = 7  # columns of numbers from which a page is laid on its side
 
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
 body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem; background: #fff; color: #1a1a1a;
   font: 15px/1.45 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 1rem; }
+h1 { font-size: 1.35rem; margin: 0 0 1rem; }
 h2 { font-size: 1.1rem; margin: 1.8rem 0 .6rem; }
 p, li { max-width: 60rem; }
 .scroll { overflow-x: auto; }
@@ -20,12 +20,13 @@ thead { display: table-header-group; }
 th, td { padding: .3rem .6rem; text-align: right; vertical-align: top; }
 th { font-weight: 600; vertical-align: bottom; }
 th.label, td.label { text-align: left; }
-td.label { font-weight: 600; }
+td { white-space: nowrap; }
+td.label { white-space: normal; }
+td.label:first-child { font-weight: 600; white-space: nowrap; }
 thead tr { border-top: 2px solid #1a1a1a; border-bottom: 1px solid #1a1a1a; }
 tbody tr { border-bottom: 1px solid #ddd; break-inside: avoid; }
 tbody:last-child tr:last-child { border-bottom: 2px solid #1a1a1a; }
 tr.band td { text-align: left; font-weight: 600; background: #f0f0f0; border-top: 1px solid #1a1a1a; }
-td div { white-space: nowrap; }
 .ours { font-weight: 600; }
 .last, .paper, .nothing { color: #555; }
 sup { line-height: 0; font-size: .72em; }
@@ -47,7 +48,7 @@ pre { background: #f6f6f6; border: 1px solid #ddd; padding: .7rem; font-size: .8
 def html(page: Page) -> str:
     """The same words as `page.markdown`, and the same numbers."""
     widest = max((len(grid.columns) - grid.labels for grid in page.grids), default=0)
-    turned = " landscape" if widest >= WIDE else ""
+    side = "landscape" if widest >= WIDE else "portrait"
     title = page.title or "Results"
     body = [f"<h1>{escape(title)}</h1>"]
     body += [_grid(grid) for grid in page.grids]
@@ -60,7 +61,8 @@ def html(page: Page) -> str:
     if page.commands:
         body.append(f"<h2>{escape(page.commands_title)}</h2>")
         body.append("<pre>" + escape("\n".join(page.commands)) + "</pre>")
-    head = f'<meta charset="utf-8">\n<title>{escape(title)}</title>\n<style>\n@page {{ margin: 12mm; size: auto{turned}; }}'
+    paper = f"@page {{ margin: 12mm; size: {side}; }}"
+    head = f'<meta charset="utf-8">\n<title>{escape(title)}</title>\n<style>\n{paper}'
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n{STYLE}\n</style>\n</head>\n<body>\n'
         + "\n".join(body)

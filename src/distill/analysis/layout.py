@@ -145,16 +145,24 @@ def _record(table: int | None, **wanted: Any) -> dict[str, Any] | None:
     return None
 
 
-def _slot(table: int, data: str, teacher: str | None, student: str | None, method: str, **more: Any) -> Slot:
+def _slot(
+    table: int,
+    data: str,
+    teacher: str | None,
+    student: str | None,
+    method: str,
+    *,
+    metric: Metric = "top1",
+    epochs: int | None = None,
+) -> Slot:
     """With its number; a network alone that the table does not print is taken from the others."""
-    metric = more.get("metric", "top1")
     if method == "teacher":
         student = None
     if method == "student_baseline":
         teacher = None
     wanted: dict[str, Any] = {"dataset": data, "teacher": teacher, "student": student, "method": method}
-    if more.get("epochs"):
-        wanted["epochs"] = more["epochs"]
+    if epochs:
+        wanted["epochs"] = epochs
     record = _record(table, **wanted)
     if record is None and method == "teacher":
         record = _record(None, protocol=None, **wanted)
@@ -162,8 +170,8 @@ def _slot(table: int, data: str, teacher: str | None, student: str | None, metho
         # a student alone may only be printed as another's teacher
         as_teacher = wanted | {"teacher": student, "student": None, "method": "teacher"}
         record = _record(None, protocol=None, **wanted) or _record(None, protocol=None, **as_teacher)
-    epochs = more.pop("epochs", None) or (record or {}).get("epochs")
-    return Slot(data, teacher, student, method, record=record, epochs=epochs, **{**more, "metric": metric})
+    length = epochs or (record or {}).get("epochs")
+    return Slot(data, teacher, student, method, metric=metric, epochs=length, record=record)
 
 
 def _unique(values: Any) -> list[Any]:
@@ -176,7 +184,7 @@ def _pairs(table: int) -> Layout:
     pairs = _unique((row["teacher"], row["student"]) for row in rows)
     data = "cifar100"
     alone = [
-        Line(label, tuple(_slot(table, data, *pair, method) for pair in pairs))
+        Line(label, tuple(_slot(table, data, pair[0], pair[1], method) for pair in pairs))
         for label, method in (("teacher", "teacher"), ("student alone", "student_baseline"))
     ]
     groups = [Group("", tuple(alone))]
@@ -186,7 +194,7 @@ def _pairs(table: int) -> Layout:
         lines = [
             Line(
                 f"{method}, {epochs} epochs" if several else method,
-                tuple(_slot(table, data, *pair, method, epochs=epochs) for pair in pairs),
+                tuple(_slot(table, data, pair[0], pair[1], method, epochs=epochs) for pair in pairs),
             )
             for method, epochs in keys
         ]
@@ -204,7 +212,7 @@ def _imagenet(table: int) -> Layout:
     lines = [
         Line(
             labels.get(method, method),
-            tuple(_slot(table, data, *pair, method, metric=metric) for pair in pairs for metric in metrics),
+            tuple(_slot(table, data, pair[0], pair[1], method, metric=metric) for pair in pairs for metric in metrics),
         )
         for method in _unique(row["method"] for row in rows)
     ]

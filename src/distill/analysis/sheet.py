@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.analysis import paper
-from distill.analysis.layout import ABLATION, PROBES, TERMS, TITLES, Layout, Slot, layout, pair_in_words
+from distill.analysis.layout import ABLATION, PROBES, TERMS, TITLES, Layout, Slot, layout
 from distill.analysis.missing import SEEDS, commands
 from distill.analysis.page import NOTHING, Band, Cell, Grid, Page, Text
 from distill.analysis.table import Row, Stat, signed
@@ -134,7 +134,9 @@ def _filled(slot: Slot, rows: list[Row], epochs: int | None) -> Filled:
         ]
         return Filled(slot, teacher=Stat(Stat.of(measured).mean, None))
     length = epochs or slot.epochs or paper.EPOCHS.get(slot.data)
-    fits = [row for row in rows if _belongs(row, slot) and (slot.probe or row.epochs == length)]
+    # a probe's variant names the length of its network's training where that is not the usual one
+    variant = f"recipe.epochs={epochs}" if slot.probe and epochs is not None else ""
+    fits = [row for row in rows if _belongs(row, slot, variant) and (slot.probe or row.epochs == length)]
     if not fits:
         return Filled(slot)
     row = max(fits, key=lambda row: len(row.runs))
@@ -145,10 +147,10 @@ def _teacher_top5(row: Row) -> float | None:
     return Stat.of((run.content.get("teacher") or {}).get("top5") for run in row.runs).mean
 
 
-def _belongs(row: Row, slot: Slot) -> bool:
+def _belongs(row: Row, slot: Slot, variant: str) -> bool:
     if row.data != slot.data or (row.kind == "probe") != slot.probe:
         return False
-    if slot.terms is None and (row.variant or not paper.same_method(row.distiller, slot.method)):
+    if slot.terms is None and (row.variant != variant or not paper.same_method(row.distiller, slot.method)):
         return False
     if slot.terms is not None and _terms(row) != slot.terms:
         return False
@@ -189,6 +191,8 @@ def _why_not(row: Row, slot: Slot) -> list[str]:
     full = slot.epochs or paper.EPOCHS.get(slot.data)
     if slot.instead_of is not None:
         reasons.append(f"No difference is taken: the paper's number is of {slot.instead_of}.")
+    if slot.probe:
+        reasons.append("No difference is taken: the paper does not state how it trained the classifier.")
     if full is not None and row.epochs != full:
         reasons.append(f"No difference is taken: ours trained for {row.epochs} epochs, the paper's for {full}.")
     theirs = next(
@@ -256,15 +260,15 @@ def _moved(sheet: Sheet) -> bool:
 def _legend(sheet: Sheet) -> list[str]:
     probe = sheet.layout.table in PROBES
     lines = [
-        "In each cell, in percent: our best epoch, as mean ± sample standard deviation over seeds (number of seeds); our "
-        "last epoch; the paper's number (MCLD, arXiv 2411.10693v1); our best less the paper's. "
+        "In each cell, in percent: our best epoch, as mean ± sample standard deviation over seeds (number of seeds); "
+        "our last epoch; the paper's number (MCLD, arXiv 2411.10693v1); our best less the paper's. "
         f"{NOTHING} is what does not exist yet.",
         _origin(sheet),
     ]
     if not probe and any(slot.method == "teacher" for slot in sheet.layout.slots):
         lines.append(
-            "A teacher's own number is what our runs measured of it; the paper's, and that of a student alone, is taken "
-            "from whichever of its tables prints it."
+            "A teacher's own number is what our runs measured of it; the paper's, and that of a student alone, is "
+            "taken from whichever of its tables prints it."
         )
     if sheet.layout.table == ABLATION:
         lines.append("Without cross-entropy, as in the paper.")
@@ -276,7 +280,9 @@ def _legend(sheet: Sheet) -> list[str]:
 def _origin(sheet: Sheet) -> str:
     records = [slot.record for slot in sheet.layout.slots if slot.record is not None]
     if any(record.get("reproduced_by_paper") for record in records):
-        return "* The paper's authors ran it again themselves; without a mark: their own method, or copied from earlier work."
+        return (
+            "* The paper's authors ran it again themselves; else it is their own method, or copied from earlier work."
+        )
     return "The paper does not say here which numbers its authors ran themselves."
 
 

@@ -40,7 +40,7 @@ class Result:
         written: When that was written, in seconds since 1970.
         data: Name of the data set.
         teacher: Name of the teacher, "none" without one.
-        student: Name of the student; "none" where the teacher's own features were probed.
+        student: Name of the student.
         distiller: Name of the method.
         variant: The other overrides that matter, sorted and joined by spaces; "" for none.
         seed: The run's.

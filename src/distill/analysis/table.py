@@ -16,6 +16,7 @@ from distill.analysis.store import Result
 FIRST = ("none", "kd")  # the baselines open each pair, other methods follow by name
 SPLITS = {"test": "test set", "holdout": "held-out part of the training set"}
 KINDS = {"probe": "linear probe"}
+UNSTATED = "comes from a protocol that it does not state"
 TITLES = {"top1": "top-1", "top5": "top-5"}
 DOT = "optimizer=dot"
 # experiments that choose networks, methods and lengths, which have their own places in a table
@@ -67,8 +68,9 @@ class Row:
 
     @property
     def pair(self) -> str:
-        """Teacher and student in words; a network alone by its name."""
-        return " → ".join(name for name in (self.teacher, self.student) if name != "none")
+        """Teacher and student in words."""
+        alone = self.teacher == "none" or self.distiller == "teacher"
+        return self.student if alone else f"{self.teacher} → {self.student}"
 
     @property
     def label(self) -> str:
