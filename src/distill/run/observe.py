@@ -2,9 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -20,7 +19,7 @@ from distill.files import CONFIG, FEATURES, STUDENT
 from distill.numerics import autocast, choose_precision, flush_denormals
 from distill.run import config as settings
 from distill.run.config import device_of
-from distill.run.parts import Prepared, build_data, build_one
+from distill.run.parts import build_data, build_one
 from distill.types import Batch, Output
 
 log = logging.getLogger("distill")
@@ -63,21 +62,34 @@ def answers_of(
     return {name: rows[order] for name, rows in found.items()}
 
 
-def keep_answers(folder: Path, data: ImageData, answers: dict[str, dict[str, Tensor]], about: dict[str, Any]) -> Path:
-    """Write what the networks of a run answered, with the names of the classes.
+def keep_answers(
+    folder: Path,
+    data: ImageData,
+    networks: Mapping[str, nn.Module],
+    *,
+    device: torch.device,
+    precision: str,
+    limit: int | None,
+) -> Path:
+    """Ask networks about the test set, and write what they say with the names of the classes.
 
     Args:
         folder: The run's.
         data: Whose test images they are.
-        answers: Of "student" and, where there is one, "teacher", as `answers_of` returns them.
-        about: What else a reader should know.
+        networks: "student" and, where there is one, "teacher".
+        device: As `answers_of`.
+        precision: As `answers_of`.
+        limit: As `answers_of`.
 
     Returns:
         The file.
     """
+    answers = {
+        who: answers_of(network, data.test_dataloader(), device=device, precision=precision, limit=limit)
+        for who, network in networks.items()
+    }
     labels = answers["student"]["labels"]
-    for other in answers.values():
-        assert torch.equal(other["labels"], labels)
+    assert all(torch.equal(other["labels"], labels) for other in answers.values())
     tensors = {
         f"{who}.{name}": found[name].contiguous()
         for who, found in answers.items()
@@ -85,10 +97,9 @@ def keep_answers(folder: Path, data: ImageData, answers: dict[str, dict[str, Ten
         if name in found
     }
     tensors["labels"] = labels.int()
-    metadata = {"classes": json.dumps(list(data.class_names)), "about": json.dumps({**about, "split": "test"})}
-    path = folder / FEATURES
-    save_safetensors(tensors, path, metadata)
-    return path
+    about = json.dumps({"split": "test", "precision": precision})
+    save_safetensors(tensors, folder / FEATURES, {"classes": json.dumps(list(data.class_names)), "about": about})
+    return folder / FEATURES
 
 
 def observe_run(
@@ -126,20 +137,4 @@ def observe_run(
     if config.get("teacher"):
         networks["teacher"] = freeze(build_one(config, "teacher"))
     log.info("asking %s of %s", " and ".join(networks), folder)
-    answers = {
-        who: answers_of(network, data.test_dataloader(), device=device, precision=precision, limit=limit)
-        for who, network in networks.items()
-    }
-    return keep_answers(folder, data, answers, {"precision": precision})
-
-
-def observe_parts(folder: Path, parts: Prepared) -> Path:
-    """The same at the end of a run, of networks that are in memory."""
-    networks = {"student": parts.deployed} | ({} if parts.asked is None else {"teacher": parts.asked})
-    answers = {
-        who: answers_of(
-            network, parts.data.test_dataloader(), device=parts.device, precision=parts.precision, limit=None
-        )
-        for who, network in networks.items()
-    }
-    return keep_answers(folder, parts.data, answers, {"precision": parts.precision})
+    return keep_answers(folder, data, networks, device=device, precision=precision, limit=limit)

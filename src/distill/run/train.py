@@ -31,6 +31,7 @@ from distill.run.check import OF_PRECISION, check
 from distill.run.config import Config, device_of, rows_of_a_batch, world_of
 from distill.run.finish import finish
 from distill.run.parts import Prepared, prepare
+from distill.run.pictures import show
 
 log = logging.getLogger("distill")
 # its notices at every start (hardware found and not found, an advertisement) say nothing of the run
@@ -173,7 +174,9 @@ def _fit(config: Config, folder: Path, parts: Prepared) -> float:
         if not run.trainer.is_global_zero:
             return run.keeper.last["top1"]
         parts.data.trainer = None  # from here on one process reads the whole of it
-        return finish(config, folder, parts, run.keeper)
+        top1 = finish(config, folder, parts, run.keeper)
+        show(run.loggers, folder, parts)
+        return top1
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
