@@ -164,7 +164,7 @@ def _observed(options: argparse.Namespace, runs: Sequence[Result], path: Path) -
             print(f"asking the networks of {folder} about the test set", file=sys.stderr)
             observe_run(folder, limit=options.limit, root=options.root, teacher_weights=options.teacher_weights)
         observed.append((row.label, read_observed(kept, limit=options.limit)))
-    title = f"{style.about(rows)}, seed {', '.join(sorted({str(row.runs[0].seed) for row in rows}))}"
+    title = f"{style.trained(rows)}, seed {', '.join(sorted({str(row.runs[0].seed) for row in rows}))}"
     if options.figure == "figure4":
         from distill.analysis.figures.embedding import feature_maps
 

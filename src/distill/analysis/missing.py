@@ -1,4 +1,8 @@
-"""What a table of the paper still lacks, as commands that would fill it."""
+"""What a table of the paper still lacks, as commands that would fill it.
+
+A sweep skips runs that are finished, so that the table's own experiment trains what is missing and nothing else; the
+commands after it train parts of that.
+"""
 
 from collections.abc import Sequence
 
@@ -8,17 +12,52 @@ from distill.analysis.layout import TERMS, Slot, ours
 SEEDS = (0, 1, 2)  # the paper averages three runs
 
 
-def commands(wanted: Sequence[tuple[Slot, Sequence[int]]], *, epochs: int | None) -> list[str]:
-    """Command lines for `python`, of which each trains several methods on one pair.
+def commands(
+    table: int,
+    wanted: Sequence[tuple[Slot, Sequence[int]]],
+    *,
+    epochs: int | None,
+    teacher: str | None = None,
+    student: str | None = None,
+) -> list[str]:
+    """Command lines: the table's experiment, and for its parts one per teacher and methods.
 
     Args:
+        table: Which table.
         wanted: Places, with the seeds that each already has.
         epochs: Length of training in place of the paper's.
+        teacher: The teacher that the table was narrowed to, or laid out for.
+        student: Likewise.
+
+    Returns:
+        Nothing where nothing is missing.
     """
+    parts = _parts(wanted, epochs)
+    if not parts and not any(_lacking(slot, seeds) for slot, seeds in wanted):
+        return []
+    given = {"teacher": teacher, "student": student, "recipe.epochs": epochs}
+    more = "".join(f" {key}={value}" for key, value in given.items() if value is not None)
+    whole = f"python src/train.py -m experiment=table{table}{more}"
+    if probes := [slot for slot, _ in wanted if slot.probe]:
+        pair = next(slot for slot in probes if slot.teacher and slot.student)
+        names = [ours("cifar100", name) for name in (pair.teacher, pair.student)]
+        runs = [f"outputs/cifar100/none-{names[1]}", f"outputs/cifar100/{names[0]}-{names[1]}", names[0]]
+        data = ",".join(dict.fromkeys(slot.data for slot in probes))
+        return [whole, f"python src/probe.py -m data={data} networks=[{','.join(runs)}]"]
+    return [whole, *parts] if len(parts) > 1 else [whole]
+
+
+def _lacking(slot: Slot, seeds: Sequence[int]) -> list[str]:
+    """Seeds that would make it as many as the paper has; a probed teacher has but one run to be probed."""
+    wanted = 1 if slot.probe and slot.method == "teacher" else len(SEEDS)
+    return [str(seed) for seed in SEEDS if seed not in seeds][: max(0, wanted - len(seeds))]
+
+
+def _parts(wanted: Sequence[tuple[Slot, Sequence[int]]], epochs: int | None) -> list[str]:
     found: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for slot, seeds in wanted:
-        lacking = [str(seed) for seed in SEEDS if seed not in seeds][: max(0, len(SEEDS) - len(seeds))]
-        if not lacking or (slot.method == "teacher" and not slot.probe):
+        lacking = _lacking(slot, seeds)
+        if not lacking or slot.probe or slot.method == "teacher":
             continue
         method, more = _method(slot)
         if length := epochs or (slot.epochs if slot.epochs != paper.EPOCHS.get(slot.data) else None):

@@ -78,11 +78,15 @@ class Sheet:
         layout: The places.
         cells: What is in them, row by row, in the layout's order.
         epochs: The length of training that was asked for; None for the paper's.
+        teacher: The teacher that was asked for.
+        student: Likewise.
     """
 
     layout: Layout
     cells: tuple[Filled, ...]
-    epochs: int | None
+    epochs: int | None = None
+    teacher: str | None = None
+    student: str | None = None
 
     def plain(self) -> dict[str, Any]:
         """All of it, unrounded."""
@@ -98,7 +102,8 @@ class Sheet:
     def missing(self) -> list[str]:
         """Commands that would fill what is empty or has too few seeds."""
         wanted = [(cell.slot, cell.seeds) for cell in self.cells]
-        return commands(wanted, epochs=self.epochs)
+        wanted = [item for item in wanted if item[0].probe or item[0].method != "teacher"]
+        return commands(self.layout.table, wanted, epochs=self.epochs, teacher=self.teacher, student=self.student)
 
 
 def fill(
@@ -122,7 +127,7 @@ def fill(
         rows = _ablations(rows)
     # a teacher alone is printed for each of its pairs, wherever a run has measured it
     cells = tuple(_filled(slot, rows, epochs) for slot in places.slots)
-    return Sheet(places, cells, epochs)
+    return Sheet(places, cells, epochs, teacher, student)
 
 
 def _filled(slot: Slot, rows: list[Row], epochs: int | None) -> Filled:

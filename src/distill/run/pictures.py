@@ -29,7 +29,7 @@ def show(loggers: Iterable[Any], folder: Path, parts: Prepared) -> None:
         return
     from distill.analysis.figures.correlation import correlation_difference
     from distill.analysis.figures.curves import accuracy_curves
-    from distill.analysis.figures.style import about
+    from distill.analysis.figures.style import trained
     from distill.analysis.observed import read_observed
     from distill.analysis.store import find_results
     from distill.analysis.table import group
@@ -44,7 +44,7 @@ def show(loggers: Iterable[Any], folder: Path, parts: Prepared) -> None:
         # the file holds the last epoch, whatever the best one's scores have left in memory
         networks = {"student": channels_last(load(folder)), "teacher": parts.asked}
         kept = keep_answers(folder, parts.data, networks, device=parts.device, precision=parts.precision, limit=None)
-        title = f"{about(rows)}, seed {results[0].seed}"
+        title = f"{trained(rows)}, seed {results[0].seed}"
         correlation_difference([(rows[0].label, read_observed(kept))], folder / RELATIONS, title=title)
         pictures["pictures/correlation difference"] = folder / RELATIONS
     for logger in takers:

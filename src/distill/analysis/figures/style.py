@@ -107,10 +107,15 @@ def one_pair(results: Iterable[Result]) -> list[Row]:
 
 
 def about(rows: Sequence[Row]) -> str:
-    """Data, pair, length and split of some rows of one pair, in words."""
+    """Data, pair and length of some rows of one pair, and which images their scores are of, in words."""
+    split = "test images" if rows[0].evaluated_on == "test" else "held-out training images"
+    return f"{trained(rows)}, {split}"
+
+
+def trained(rows: Sequence[Row]) -> str:
+    """Data, pair and length of some rows of one pair, in words."""
     row = next((row for row in rows if row.teacher != "none"), rows[0])
-    split = "test images" if row.evaluated_on == "test" else "held-out training images"
-    return f"{row.data}, {row.pair}, {row.epochs} epochs, {split}"
+    return f"{row.data}, {row.pair}, {row.epochs} epochs"
 
 
 def apart(places: Sequence[float], gap: float, *, high: float) -> list[float]:
