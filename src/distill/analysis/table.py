@@ -225,10 +225,8 @@ def overview(rows: list[Row], notes: Iterable[str] = (), *, metric: Metric = "to
         heading = data if kind == "train" else f"{KINDS[kind]}, {data}"
         below = []
         if any(row.paper(metric) and not row.comparable for row in members):
-            full = (
-                f"for {paper.EPOCHS[data]} epochs and the test set" if data in paper.EPOCHS else "by another protocol"
-            )
-            below.append(f"* The paper's number is {full}; no difference is taken.")
+            why = UNSTATED if kind == "probe" else f"is for {paper.EPOCHS[data]} epochs and the test set"
+            below.append(f"* The paper's number {why}; no difference is taken.")
         band = Band("", tuple(_line(row, metric, other) for row in members))
         title = f"{heading}, {epochs} epochs, {SPLITS.get(split, split)}"
         grids.append(Grid(title, columns, 2, (band,), tuple(below)))
