@@ -132,6 +132,8 @@ def bench_methods(options: argparse.Namespace) -> tuple[list[dict[str, Any]], st
         result = methods.compare(
             configs, folder, reference=options.distillers[0], blocks=options.blocks, steps=options.steps, say=say
         )
+        if not options.no_memory:
+            result["memory"] = methods.memory(configs, folder)
     return [result], report.methods_markdown(result)
 
 

@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distill.types import Batch
+
 
 def gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
     """All ranks' rows, in rank order, without a graph.
@@ -29,3 +31,38 @@ def gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
 def first_row(counts: tuple[int, ...]) -> int:
     """Where this rank's rows begin in the joined batch."""
     return sum(counts[: dist.get_rank()]) if len(counts) > 1 else 0
+
+
+def among_all(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """All ranks' rows in rank order: this rank's with their graph, the others' without.
+
+    Args:
+        rows: This rank's rows, shape (counts[rank], ...).
+        counts: Rows of every rank (`Batch.rows`); empty or of length one in a single process.
+
+    Returns:
+        Shape (sum(counts), ...). A loss of it has the value of the joined batch, and towards this rank's rows its
+        gradient.
+    """
+    if len(counts) < 2:
+        return rows
+    first, joined = first_row(counts), gather(rows, counts)
+    return torch.cat([joined[:first], rows, joined[first + len(rows) :]])
+
+
+def of_joined(loss: Tensor, batch: Batch) -> Tensor:
+    """A loss of all ranks' rows that is no mean over them, as a term that the training loop weighs as if it were.
+
+    The loop counts n_r / N of the term of rank r, which holds n_r of the N rows. A mean over rows falls into such
+    shares. A loss of `among_all` rows does not: every rank holds its whole value, and of its gradient what goes through
+    the rank's own rows. So the value stays, as its shares sum to it, and the gradient is multiplied by N / n_r, so that
+    the ranks' parts sum to the joined batch's.
+
+    Args:
+        loss: A scalar with a graph.
+        batch: This rank's, for its rows and those of all.
+    """
+    if len(batch.rows) < 2:
+        return loss
+    value = loss.detach()
+    return value + sum(batch.rows) / len(batch) * (loss - value)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill import memory
-from distill.distillers.dist import DIST, among_all, dist_loss, inter_loss, intra_loss, of_joined, pearson_distance
+from distill.distillers.dist import DIST, dist_loss, inter_loss, intra_loss, pearson_distance
 from distill.types import Batch, Output, Shapes, Spec, Step
 
 NUMBERS = {"beta": 2.0, "gamma": 3.0, "temperature": 4.0}
@@ -110,7 +110,7 @@ def test_ranks_of_unequal_shares_add_up_to_the_joined_batch_and_each_says_its_va
         batch = Batch(torch.empty(0), torch.zeros(count), torch.zeros(count), rows=shares)
         joined = {"gather": lambda rows, counts: student.detach(), "first_row": lambda counts, first=first: first}
         with patch.multiple(memory, **joined):
-            loss = of_joined(intra_loss(among_all(own, shares), teacher, temperature=4.0), batch)
+            loss = memory.of_joined(intra_loss(memory.among_all(own, shares), teacher, temperature=4.0), batch)
         torch.testing.assert_close(loss, whole)
         (gradient,) = torch.autograd.grad(loss, own)
         total[first : first + count] += count / 6 * gradient  # the training loop's weight

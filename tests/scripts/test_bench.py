@@ -190,7 +190,12 @@ def test_methods_are_compared_with_the_reference(tmp_path: Path) -> None:
     over = [times["mcld", r] - times["kd", r] for r in (0, 1)]
     assert found["over"]["kd"] == {"median": 0.0, "low": 0.0, "high": 0.0}
     assert found["over"]["mcld"] == pytest.approx({"median": median(over), "low": min(over), "high": max(over)})
+    assert found["memory"] is None
     assert "| mcld |" in report.methods_markdown(found)
+    found["memory"] = methods.memory(configs, tmp_path)
+    sizes = {name: peak["process"] or 0 for name, peak in found["memory"].items()}
+    assert all(2**28 < size < 2**33 for size in sizes.values())
+    assert f"| {(sizes['mcld'] - sizes['kd']) / 2**20:+.0f} |" in report.methods_markdown(found)
 
 
 # ---------------------------------------------------------------------- what cannot be measured

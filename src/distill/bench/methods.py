@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from distill.bench import alone
 from distill.bench.loops import Block, Clock, timed
 from distill.bench.pair import facts
 from distill.bench.plain import Plain, learner_of
@@ -67,5 +68,11 @@ def compare(
         "steps": steps,
         "milliseconds": {name: spread(values) for name, values in per_step.items()},
         "over": over,
+        "memory": None,
         "raw": {"blocks": plain(times)},
     }
+
+
+def memory(configs: Mapping[str, Config], folder: Path) -> dict[str, dict[str, int | None]]:
+    """Highest memory of each method's plain loop, a process each, as `alone.memory` counts it."""
+    return {name: alone.memory(config, folder, ["plain"])["plain"] for name, config in configs.items()}

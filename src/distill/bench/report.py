@@ -83,17 +83,19 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
 
 def methods_markdown(result: dict[str, Any]) -> str:
     """The table of `distill.bench.methods.compare`."""
-    rows = [
-        [name, _with_spread(result["milliseconds"][name]), _with_spread(result["over"][name], sign=True)]
-        for name in result["milliseconds"]
-    ]
+    peaks = {name: _largest(peak) / 2**20 for name, peak in (result["memory"] or {}).items()}
+    rows = []
+    for name in result["milliseconds"]:
+        row = [name, _with_spread(result["milliseconds"][name]), _with_spread(result["over"][name], sign=True)]
+        rows.append([*row, f"{peaks[name] - peaks[result['reference']]:+.0f}" if peaks else "–"])
     title = (
         f"{result['device']}, {result['precision']}, torch {result['versions']['torch']}: {result['pair']},"
         f" {result['data']}, batch {result['batch_size']}, plain loop, {result['blocks']} blocks of"
         f" {result['steps']} steps per method in turn; median (lowest to highest)"
     )
-    over = f"more than {result['reference']} in the same round"
-    return f"{title}\n\n{_table(['method', 'ms per step', over], rows)}\n"
+    reference = result["reference"]
+    head = ["method", "ms per step", f"more than {reference} in the same round", f"peak MiB over {reference}"]
+    return f"{title}\n\n{_table(head, rows)}\n"
 
 
 def _speed(results: Sequence[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from distill import memory
 from distill.distillers.contract import Distiller
 from distill.distillers.kd import full_precision
-from distill.types import Batch, Spec, Step
+from distill.types import Spec, Step
 
 EPSILON = 1e-8  # on the product of the two norms, as in the authors' code (hunto/image_classification_sota)
 
@@ -78,41 +78,6 @@ def _probabilities(s: Tensor, t: Tensor, temperature: float) -> tuple[Tensor, Te
     return student, teacher
 
 
-def among_all(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """All ranks' rows in rank order: this rank's with their graph, the others' without.
-
-    Args:
-        rows: This rank's rows, shape (counts[rank], ...).
-        counts: Rows of every rank (`Batch.rows`); empty or of length one in a single process.
-
-    Returns:
-        Shape (sum(counts), ...). A loss of it has the value of the joined batch, and towards this rank's rows its
-        gradient.
-    """
-    if len(counts) < 2:
-        return rows
-    first, joined = memory.first_row(counts), memory.gather(rows, counts)
-    return torch.cat([joined[:first], rows, joined[first + len(rows) :]])
-
-
-def of_joined(loss: Tensor, batch: Batch) -> Tensor:
-    """A loss of all ranks' rows that is no mean over them, as a term that the training loop weighs as if it were.
-
-    The loop counts n_r / N of the term of rank r, which holds n_r of the N rows. A mean over rows falls into such
-    shares. A loss of `among_all` rows does not: every rank holds its whole value, and of its gradient what goes through
-    the rank's own rows. So the value stays, as its shares sum to it, and the gradient is multiplied by N / n_r, so that
-    the ranks' parts sum to the joined batch's.
-
-    Args:
-        loss: A scalar with a graph.
-        batch: This rank's, for its rows and those of all.
-    """
-    if len(batch.rows) < 2:
-        return loss
-    value = loss.detach()
-    return value + sum(batch.rows) / len(batch) * (loss - value)
-
-
 class DIST(Distiller):
     """Cross-entropy on the labels plus the two relations of `dist_loss`.
 
@@ -133,8 +98,8 @@ class DIST(Distiller):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms "ce", "inter" and "intra"."""
         student, teacher, counts = step.student.logits, step.teacher.logits, step.batch.rows
-        everywhere = among_all(student, counts), memory.gather(teacher, counts)
-        intra = of_joined(intra_loss(*everywhere, temperature=self.temperature), step.batch)
+        everywhere = memory.among_all(student, counts), memory.gather(teacher, counts)
+        intra = memory.of_joined(intra_loss(*everywhere, temperature=self.temperature), step.batch)
         return {
             "ce": self.ce_weight * F.cross_entropy(full_precision(student), step.batch.labels),
             "inter": self.beta * inter_loss(student, teacher, temperature=self.temperature),

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from distill import memory
 from distill.distillers.contract import Distiller
-from distill.distillers.dist import among_all, of_joined
 from distill.distillers.kd import full_precision, kd_loss
 from distill.errors import UserError
 from distill.models.network import Network
@@ -157,7 +156,7 @@ class MLKD(Distiller):
         task = torch.stack([F.cross_entropy(full_precision(s), labels) for s, _ in (weak, strong)]).sum()
         levels = (self._released if self.terms == "released" else self._paper)(weak, strong, step.batch.rows)
         for name in ("class", "batch"):  # no means over rows
-            levels[name] = of_joined(levels[name], step.batch)
+            levels[name] = memory.of_joined(levels[name], step.batch)
         return {"ce": self.ce_weight * task} | {name: self.kd_weight * term for name, term in levels.items()}
 
     def _paper(self, weak: View, strong: View, counts: tuple[int, ...]) -> dict[str, Tensor]:
@@ -185,7 +184,7 @@ class MLKD(Distiller):
 def _everywhere(view: View, counts: tuple[int, ...]) -> View:
     """The view's rows of all ranks."""
     student, teacher = view
-    return among_all(student, counts), memory.gather(teacher, counts)
+    return memory.among_all(student, counts), memory.gather(teacher, counts)
 
 
 def _sum(loss: Callable[..., Tensor], view: View, temperatures: Sequence[float]) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 from distill import memory
 from distill.distillers.connectors import require, unit
 from distill.distillers.contract import Distiller
-from distill.distillers.dist import among_all, of_joined
 from distill.distillers.kd import full_precision
 from distill.types import Spec, Step
 
@@ -76,8 +75,8 @@ class PKT(Distiller):
         student, teacher = step.student.pooled, step.teacher.pooled
         assert student is not None
         assert teacher is not None
-        s, t = among_all(student, step.batch.rows), memory.gather(teacher, step.batch.rows)
+        s, t = memory.among_all(student, step.batch.rows), memory.gather(teacher, step.batch.rows)
         return {
             "ce": self.ce_weight * F.cross_entropy(full_precision(step.student.logits), step.batch.labels),
-            "pkt": self.pkt_weight * of_joined(pkt_loss(s, t), step.batch),
+            "pkt": self.pkt_weight * memory.of_joined(pkt_loss(s, t), step.batch),
         }

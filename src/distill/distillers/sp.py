@@ -10,7 +10,6 @@ from torch import Tensor
 from distill import memory
 from distill.distillers.connectors import require, unit
 from distill.distillers.contract import Distiller
-from distill.distillers.dist import among_all, of_joined
 from distill.distillers.kd import full_precision
 from distill.types import Spec, Step
 
@@ -68,8 +67,8 @@ class SP(Distiller):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms "ce" and "sp"."""
         student, teacher = step.student.stages[-1].flatten(1), step.teacher.stages[-1].flatten(1)
-        s, t = among_all(student, step.batch.rows), memory.gather(teacher, step.batch.rows)
+        s, t = memory.among_all(student, step.batch.rows), memory.gather(teacher, step.batch.rows)
         return {
             "ce": self.ce_weight * F.cross_entropy(full_precision(step.student.logits), step.batch.labels),
-            "sp": self.sp_weight * of_joined(sp_loss(s, t), step.batch),
+            "sp": self.sp_weight * memory.of_joined(sp_loss(s, t), step.batch),
         }
