@@ -23,7 +23,7 @@ class Bar:
         sd: Over seeds; None for fewer than two.
         last: Likewise at the last epoch.
         seeds: How many.
-        printed: The paper's, where ours were obtained alike; None else.
+        printed: The paper's, where all of ours were obtained alike; None else.
     """
 
     terms: frozenset[str]
@@ -37,12 +37,14 @@ class Bar:
 def bars_of(sheet: Sheet) -> list[Bar]:
     """Of a filled Table 7, in its order."""
     assert sheet.layout.table == ABLATION
-    return [_bar(cell) for cell in sheet.cells]
+    # of another pair, length or teacher: the paper's bars would only look comparable
+    alike = sheet.epochs is None and not any(cell.why_not or cell.slot.instead_of for cell in sheet.cells)
+    return [_bar(cell, alike) for cell in sheet.cells]
 
 
-def _bar(cell: Filled) -> Bar:
+def _bar(cell: Filled, alike: bool) -> Bar:
     last = None if cell.row is None else cell.row.last("top1").mean
-    printed = cell.slot.printed if cell.slot.instead_of is None and not cell.why_not else None
+    printed = cell.slot.printed if alike else None
     return Bar(cell.slot.terms or frozenset(), cell.best.mean, cell.best.sd, last, len(cell.seeds), printed)
 
 
