@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from distill.analysis.figures import style
@@ -13,6 +14,7 @@ from distill.analysis.store import Result, read_curve
 from distill.analysis.table import Row
 from distill.errors import UserError
 
+LONG = 30  # epochs from which the end is shown again
 LABEL = 0.052  # height of a label's line as a share of the axes
 
 
@@ -73,42 +75,63 @@ def accuracy_curves(results: Iterable[Result], path: str | Path) -> list[Curve]:
     curves = curves_of(rows)
     if not curves:
         raise UserError("None of these runs has a metrics.csv with a row per epoch.")
+    last = max(curve.epochs[-1] for curve in curves)
+    start = last - last // 4 + 1
     with mpl.rc_context(style.FONTS):
-        figure = style.new(style.PAGE, max(3.4, 0.8 + 0.2 * len(curves)))
-        axes = figure.subplots()
-        for place, curve in enumerate(curves):
-            colour = style.COLOURS[place % len(style.COLOURS)]
-            axes.plot(
-                curve.epochs,
-                curve.mean,
-                color=colour,
-                linestyle=style.STYLES[place % len(style.STYLES)],
-                marker=style.MARKERS[place % len(style.MARKERS)],
-                # few marks, and not the same epochs for all
-                markevery=(place % 5, max(1, len(curve.epochs) // 8)) if len(curve.epochs) > 12 else None,
-                markersize=4,
-                linewidth=1.3,
-            )
-            axes.fill_between(curve.epochs, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-        # the first tenth is steep and much alike: leaving it out makes room for what differs
-        floor = min(low for curve in curves for low in curve.low[len(curve.low) // 10 :])
-        ceiling = max(high for curve in curves for high in curve.high)
-        room = 0.04 * max(ceiling - floor, 1.0)
-        axes.set_ylim(floor - room, ceiling + room)
-        style.clean(axes, "both")
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("top-1 (%)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.margins(x=0.01)
-        _name(axes, curves)
+        figure = style.new(style.PAGE, max(3.0, 0.8 + 0.2 * len(curves)))
+        if last >= LONG:  # where the rate has fallen, methods differ by little: that part is shown again, larger
+            whole, end = figure.subplots(1, 2, width_ratios=(1.25, 1))
+            _lines(whole, curves, 1)
+            _lines(end, curves, start)
+            end.set_title(f"from epoch {start} on", loc="left")
+            end.set_ylabel("")
+        else:
+            end = figure.subplots()
+            _lines(end, curves, 1)
+        _name(end, curves)
         seeds = {curve.seeds for curve in curves}
         said = "one seed each" if seeds == {1} else "mean over seeds, band: standard deviation"
-        axes.set_title(f"{style.about(rows)}; {said}", loc="left")
+        figure.suptitle(f"{style.about(rows)}; {said}")
         style.save(figure, path)
     return curves
 
 
-def _name(axes: mpl.axes.Axes, curves: list[Curve]) -> None:
+def _lines(axes: Axes, curves: list[Curve], first: int) -> None:
+    """All curves from one epoch on, in the range of what is seen."""
+    for place, curve in enumerate(curves):
+        colour = style.COLOURS[place % len(style.COLOURS)]
+        axes.plot(
+            curve.epochs,
+            curve.mean,
+            color=colour,
+            linestyle=style.STYLES[place % len(style.STYLES)],
+            marker=style.MARKERS[place % len(style.MARKERS)],
+            # few marks, and not at the same epochs for all
+            markevery=(place % 5, max(1, (curve.epochs[-1] - first) // 6)) if len(curve.epochs) > 12 else None,
+            markersize=4,
+            linewidth=1.3,
+        )
+        axes.fill_between(curve.epochs, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+    seen = [
+        (low, high)
+        for curve in curves
+        # the first tenth is steep and much alike: leaving it out makes room for what differs
+        for epoch, low, high in zip(curve.epochs, curve.low, curve.high, strict=True)
+        if epoch >= max(first, curve.epochs[-1] / 10)
+    ]
+    floor, ceiling = min(low for low, _ in seen), max(high for _, high in seen)
+    room = 0.04 * max(ceiling - floor, 1.0)
+    axes.set_ylim(floor - room, ceiling + room)
+    last = max(curve.epochs[-1] for curve in curves)
+    margin = 0.02 * max(last - first, 1)
+    axes.set_xlim(first - margin, last + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("top-1 (%)")
+    style.clean(axes, "both")
+
+
+def _name(axes: Axes, curves: list[Curve]) -> None:
     """Labels at the lines' ends instead of a legend, in the same order, each tied to its line."""
     low, high = axes.get_ylim()
     gap = LABEL * (high - low) * 3.4 / style.height_of(axes)
@@ -119,7 +142,7 @@ def _name(axes: mpl.axes.Axes, curves: list[Curve]) -> None:
         axes.annotate(
             f"{curve.label}{count}  {curve.mean[-1]:.2f}",
             (curve.epochs[-1], curve.mean[-1]),
-            xytext=(1.07, (height - low) / (high - low)),
+            xytext=(1.09, (height - low) / (high - low)),
             textcoords="axes fraction",
             va="center",
             fontsize=7.5,

@@ -115,7 +115,7 @@ def _panel(axes: Axes, plane: Array, labels: NDArray[np.int64]) -> None:
         axes.scatter(
             x,
             y,
-            s=2.6 * size,
+            s=max(8.0, 2.6 * size),
             color=style.COLOURS[place % len(style.COLOURS)],
             marker=style.MARKERS[place % len(style.MARKERS)],
             edgecolor="white",
