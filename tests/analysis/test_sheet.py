@@ -118,7 +118,7 @@ def test_imagenet_top5_is_that_of_the_same_runs(tmp_path, write):
     names = {"data": "imagenet", "teacher": "ResNet34", "student": "ResNet18", "distiller": "mcld"}
     write(71.0, 70.0, names=names, epochs=100, teacher="ResNet34", student="ResNet18")
     sheet = filled(tmp_path, 5)
-    assert [cell(sheet, "MCLD", f"ResNet34 → ResNet18, top-{k}").best.mean for k in (1, 5)] == [71.0, 91.0]
+    assert [cell(sheet, "MCLD", name).best.mean for name in sheet.layout.columns] == [71.0, 91.0, None, None]
 
 
 def test_ablation_by_the_terms_that_are_on(tmp_path, write):
