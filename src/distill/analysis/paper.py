@@ -13,6 +13,8 @@ Metric = Literal["top1", "top5"]
 
 # the epochs of the paper's settings: what a run must have trained for to be set against its number
 EPOCHS = {"cifar100": 240, "imagenet": 100}
+# what the networks of Tables 8 and 9 have learned before they are probed
+PROBED = "cifar100"
 
 METHODS = {
     "KD": "kd",
