@@ -127,10 +127,8 @@ def ours(data: str, printed: str | None) -> str:
     """What the catalogue calls a printed network; as printed where it has none, "none" for none."""
     if printed is None:
         return "none"
-    found = [entry.name for entry in zoo.CATALOGUE if printed == entry.name or printed in entry.papers]
-    # ResNet18 and ResNet50 are printed for networks of both sizes of image
-    other = "cifar_" if data == "imagenet" else "imagenet_"
-    return next((name for name in found if not name.startswith(other)), printed)
+    found = zoo.by_paper(printed, data)
+    return printed if found is None else found.name
 
 
 def pair_in_words(data: str, teacher: str | None, student: str | None) -> str:
@@ -268,7 +266,9 @@ def _chosen(whole: Layout, teacher: str | None, student: str | None) -> Layout |
     def wanted(slot: Slot) -> bool:
         named = ((teacher, slot.teacher), (student, slot.student))
         # one network alone stands in the columns of its pairs
-        return all(name is None or theirs is None or paper.same_network(name, theirs) for name, theirs in named)
+        return all(
+            name is None or theirs is None or paper.same_network(name, theirs, slot.data) for name, theirs in named
+        )
 
     groups = [
         replace(group, lines=tuple(line for line in group.lines if any(map(wanted, line.slots))))
@@ -337,7 +337,7 @@ def _moved(slot: Slot, teacher: str, student: str, single: str | None) -> Slot:
         if "protocol" not in record
         and record["dataset"] == slot.data
         and record["method"] in ("teacher", "student_baseline")
-        and paper.same_network(moved.teacher or moved.student, record["teacher"] or record["student"])
+        and paper.same_network(moved.teacher or moved.student, record["teacher"] or record["student"], slot.data)
     ]
     networks.sort(key=lambda record: record["method"] != slot.method)
     return replace(moved, record=networks[0] if networks else None)

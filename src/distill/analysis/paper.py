@@ -106,12 +106,10 @@ def remarks(table: int) -> list[str]:
     return [remark["says"] for remark in _file("doubts.json")["remarks"] if remark["table"] == table]
 
 
-def same_network(ours: str | None, theirs: str | None) -> bool:
-    """Whether a printed name means the network that we call `ours`.
-
-    A printed name may mean different networks on different data, so names are compared from our side.
-    """
-    return ours == theirs or any(theirs in entry.papers for entry in zoo.CATALOGUE if entry.name == ours)
+def same_network(ours: str | None, theirs: str | None, data: str) -> bool:
+    """Whether a printed name, which means different networks on different data, is the network that we call `ours`."""
+    entry = zoo.by_paper(theirs, data) if theirs else None
+    return ours == theirs or (entry is not None and entry.name == ours)
 
 
 def same_method(ours: str, theirs: str) -> bool:
@@ -141,7 +139,7 @@ def cells(data: str, teacher: str, student: str, method: str, *, probe: bool = F
         named = {"teacher": teacher, "student": student}
         if method in ("none", "teacher"):
             del named["teacher" if method == "none" else "student"]  # one network alone
-        if any(record[role] is not None and not same_network(name, record[role]) for role, name in named.items()):
+        if any(record[role] is not None and not same_network(name, record[role], data) for role, name in named.items()):
             continue
         fields = [record.get(key) for key in ("epochs", "reproduced_by_paper")]
         found.append(Cell(record["table"], record["top1"], record["top5"], *fields))
@@ -156,6 +154,17 @@ def published(
     """The paper's number for one cell in percent, or None; see `cells`, of which it is the first."""
     found = cells(data, teacher, student, method, probe=probe)
     return getattr(found[0], metric) if found else None
+
+
+def pairs(data: str) -> list[tuple[str, str]]:
+    """Every teacher and student that the paper's tables set against each other on a data set, by our names, sorted."""
+    found = set()
+    for record in records():
+        if record["dataset"] == data and record["teacher"] and record["student"]:
+            entries = [zoo.by_paper(record[role], data) for role in ("teacher", "student")]
+            found.add(tuple(entry.name for entry in entries if entry))
+    assert all(len(pair) == 2 for pair in found)
+    return sorted((teacher, student) for teacher, student in found)
 
 
 def ablation(*, instance: bool, sample: bool, category: bool) -> float:

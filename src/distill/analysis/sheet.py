@@ -135,7 +135,9 @@ def _filled(slot: Slot, rows: list[Row], epochs: int | None) -> Filled:
         measured = [
             row.teacher_top1.mean if slot.metric == "top1" else _teacher_top5(row)
             for row in rows
-            if row.kind == "train" and row.data == slot.data and paper.same_network(row.teacher, slot.teacher)
+            if row.kind == "train"
+            and row.data == slot.data
+            and paper.same_network(row.teacher, slot.teacher, slot.data)
         ]
         return Filled(slot, teacher=Stat(Stat.of(measured).mean, None))
     length = epochs or slot.epochs or paper.EPOCHS.get(slot.data)
@@ -162,7 +164,7 @@ def _belongs(row: Row, slot: Slot, variant: str) -> bool:
     named = {"teacher": slot.teacher, "student": slot.student}
     if slot.method in ("student_baseline", "teacher"):
         del named["teacher" if slot.method == "student_baseline" else "student"]
-    return all(paper.same_network(getattr(row, role), name) for role, name in named.items())
+    return all(paper.same_network(getattr(row, role), name, slot.data) for role, name in named.items())
 
 
 def _terms(row: Row) -> frozenset[str] | None:
@@ -207,7 +209,7 @@ def _why_not(row: Row, slot: Slot) -> list[str]:
             if record["method"] == "teacher"
             and record["dataset"] == slot.data
             and "protocol" not in record
-            and paper.same_network(row.teacher, record["teacher"])
+            and paper.same_network(row.teacher, record["teacher"], slot.data)
         ),
         None,
     )
