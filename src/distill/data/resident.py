@@ -191,7 +191,7 @@ class ResidentData(ImageData):
             raise UserError(f"padding={self.padding} is out of range: it must lie in 0 to 127")
 
     @property
-    def num_views(self) -> int:
+    def num_views(self) -> int | None:
         return count_views(padding=self.padding, flip=self.flip)
 
     def fingerprint(self) -> str:
