@@ -14,7 +14,6 @@ from distill.bench.plain import Laps, Plain, TakenApart, learner_of
 from distill.bench.usual import Usual
 from distill.build import Node
 from distill.data.loader import TrainLoader
-from distill.data.resident import ResidentData
 from distill.errors import UserError
 from distill.kept import KeptTeacher
 from distill.run.parts import Prepared
@@ -216,7 +215,7 @@ def keeping(prepared: Prepared, asked: bool) -> KeptTeacher | None:
         UserError: If there is no room.
     """
     data, distiller = prepared.data, prepared.distiller
-    if prepared.asked is None or not asked or distiller.needs != "logits" or not isinstance(data, ResidentData):
+    if prepared.asked is None or not asked or distiller.needs != "logits" or data.num_views is None:
         return None
     answers = Answers.in_memory(data.num_samples * data.num_views, data.num_classes)
     return KeptTeacher(prepared.asked, answers)
