@@ -7,19 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import harness
 from distill.build import build_distiller, freeze
 from distill.capacity import free_memory, total_memory
 from distill.distillers.kd import KD
 from distill.errors import UserError
-from distill.footprint import Ledger, bytes_of, kept_per_number, step_peak
+from distill.footprint import Ledger, _put, bytes_of, kept_per_number, step_peak, tensors
 from distill.models.adapters import TimmNetwork
 from distill.models.network import Network
 from distill.models.resnet import CifarResNet
 from distill.numerics import autocast
 from distill.optim import AdamW
 from distill.run import memory, train
+from distill.run.parts import prepare
 from distill.types import Batch, Spec, Step
 
 CPU = torch.device("cpu")
@@ -88,17 +90,18 @@ def test_activations_of_two_layers_by_hand():
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("name", ["kd", "mcld", "rkd", "reviewkd"])
+@pytest.mark.parametrize("name", ["kd", "mcld", "rkd", "crd"])
 def test_a_rehearsal_counts_what_a_real_step_takes(name, precision):
     found = parts(name)
-    assert rehearsed(*found, precision) == pytest.approx(really(*found[:3], precision), rel=0.02)
+    within = 0.02 if name != "crd" else 0.2  # whose loss looks at content, and is left out
+    assert rehearsed(*found, precision) == pytest.approx(really(*found[:3], precision), rel=within)
 
 
 def test_it_counts_a_transformer_too():
     torch.manual_seed(0)
     student = TimmNetwork(name="test_vit", pretrained=False, drop_path=0.1, input_size=SIZE, num_classes=CLASSES)
     found = parts("kd", student)
-    assert rehearsed(*found) == pytest.approx(really(*found[:3]), rel=0.1)  # attention has other kernels
+    assert rehearsed(*found) == pytest.approx(really(*found[:3]), rel=0.15)  # attention has other kernels
 
 
 @pytest.mark.parametrize("name", harness.METHODS)
@@ -148,14 +151,14 @@ def test_a_run_says_what_it_takes_once(tmp_path: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO, "distill"):
         harness.execute(config(), tmp_path, kill_at=2)
     (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("memory:")]
-    assert line.startswith("memory: at least ")
+    assert line.startswith("memory: about ")
     for name in ("student", "step", "teacher", "method", "data"):
         assert f"{name} " in line
 
 
 def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "free_memory", lambda _: 2_000_000)
-    with pytest.raises(UserError, match=r"^This run needs at least .* are free: .*recipe\.accumulate=2, or choose"):
+    with pytest.raises(UserError, match=r"^This run needs about .* are free: .*recipe\.accumulate=2, or choose"):
         harness.execute(config(), tmp_path)
     assert not (tmp_path / "metrics.csv").exists()
 
@@ -170,14 +173,24 @@ def test_a_loss_that_looks_at_content_is_left_out(monkeypatch):
     assert rehearsed(small, large, method, spec) == pytest.approx(really(small, large, method), rel=0.02)
 
 
-def test_it_moves_to_another_device():
-    small, large, method, spec = parts("kd")
-    there = torch.device("meta")
-    sizes = [
-        step_peak(small, large, method, spec, rows=ROWS, size=SIZE, precision="32-true", device=d) for d in (CPU, there)
-    ]
-    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
-    assert {x.device for m in (small, large, method) for x in m.parameters()} == {CPU}
+def test_tensors_without_content_can_be_put_elsewhere():
+    module = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.Linear(2, 2, bias=False))
+    module[2].weight = module[0].weight
+    with FakeTensorMode():
+        _put((module, None), torch.device("meta"))
+        assert {x.device.type for x in tensors(module)} == {"meta"}
+    assert module[2].weight is module[0].weight
+    assert all(p.requires_grad for p in module.parameters())
+
+
+def test_what_may_not_fit_is_said_and_tried(tmp_path, monkeypatch, caplog):
+    found = memory.estimate(config(), prepare(config(), tmp_path / "other"))
+    there = int(found.total / 1.1) - found.student - found.teacher  # what is there already counts as well
+    monkeypatch.setattr(memory, "free_memory", lambda _: there)
+    with caplog.at_level(logging.INFO, "distill"):
+        harness.execute(config(), tmp_path / "run")
+    (line,) = [r for r in caplog.records if "may not fit" in r.getMessage()]
+    assert line.levelno == logging.WARNING
 
 
 def test_what_cannot_be_estimated_is_no_reason_to_stop(tmp_path, monkeypatch, caplog):

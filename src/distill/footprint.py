@@ -123,14 +123,15 @@ def _put(networks: Iterable[nn.Module | None], device: torch.device) -> None:
     """Move modules whose tensors have no content, which `nn.Module.to` cannot."""
     moved: dict[int, Tensor] = {}
     for module in (m for network in networks if network is not None for m in network.modules()):
-        for held in (module._parameters, module._buffers):
+        slots: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in slots:
             for name, x in held.items():
                 if x is None or x.device == device:
                     continue
                 if id(x) not in moved:
                     there = x.detach().to(device)
                     moved[id(x)] = nn.Parameter(there, x.requires_grad) if isinstance(x, nn.Parameter) else there
-                held[name] = moved[id(x)]  # type: ignore[index]
+                held[name] = moved[id(x)]
 
 
 def kept_per_number(optimizer_from: Callable[[list[nn.Parameter]], Optimizer]) -> float:

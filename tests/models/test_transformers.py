@@ -189,11 +189,27 @@ def test_a_finished_transformer_comes_back_at_its_size(tmp_path: Path):
     assert student(torch.rand(2, 3, 16, 16)).logits.shape == (2, 10)
 
 
+def test_a_transformer_teaches(tmp_path: Path):
+    """In its frozen form, at a size of its own."""
+    words = [word for word in RUN if not word.startswith(("student", "teacher", "distiller"))]
+    teacher = [f"teacher{word.removeprefix('student')}" for word in RUN if word.startswith("student")]
+    config = harness.configure(
+        *(*words, *teacher, "teacher.allow_chance=true", "student=resnet8", "student.widths=[4,4,8,8]"),
+        *("distiller=sum", "+distiller@distiller.terms.rkd=rkd", "recipe.epochs=1", "optimizer=sgd", "recipe.lr=.01"),
+    )
+    harness.execute(config, tmp_path)
+    header, row = (line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines())
+    values = dict(zip(header, map(float, row), strict=True))
+    assert values["train/kd.kd"] > 0
+    assert values["train/rkd.distance"] > 0
+
+
 def test_the_experiment_is_as_published():
     config = harness.configure("experiment=vit_students")
     assert [config["names"][key] for key in ("data", "teacher", "student", "distiller")] == [
-        *("cifar100_vit", "resnet56", "deit_tiny", "lskd_kd")
+        *("cifar100", "resnet56", "deit_tiny", "lskd_kd")
     ]
+    assert config["teacher"]["weights"] == "weights/cifar100/resnet56.safetensors"
     student, recipe, optimizer = config["student"], config["recipe"], config["optimizer"]
     assert (student["input_size"], student["drop_path"]) == (224, 0.1)
     assert (student["mean"], config["teacher"]["mean"]) == (IMAGENET[0], CIFAR[0])
@@ -223,5 +239,7 @@ def test_kept_answers_refuse_views_without_number(cifar_root, tmp_path: Path):
         *("experiment=vit_students", "distiller=kd", "student=resnet8", "~student.drop_path", "teacher.keep=memory"),
         *("teacher=resnet8", "teacher.weights=null", "teacher.allow_chance=true", f"data.root={cifar_root}"),
     )
-    with pytest.raises(UserError, match=r"needs a finite set of augmented views, but those of data=cifar100_vit"):
+    with pytest.raises(
+        UserError, match=r"needs a finite set of augmented views, but those of data=cifar100 with RandAugment are"
+    ):
         harness.execute(config, tmp_path)

@@ -17,6 +17,8 @@ from distill.run.parts import Prepared
 
 log = logging.getLogger("distill")
 
+SURE = 1.25  # in units of what there is: the rehearsal's kernels are not quite those of the step
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -84,8 +86,8 @@ def _asked(parts: Prepared) -> Network | None:
 def say_memory(config: Config, parts: Prepared) -> None:
     """Log what a run will take of its device's memory, before the first step.
 
-    The estimate leaves out what kernels take for themselves, so that a run of which it says that it does not fit does
-    not. Where it fails, as with methods that look at what is in their tensors, it says so and the run goes on.
+    The estimate leaves out what kernels take for themselves. A run that certainly does not fit is refused, one that may
+    not is warned of. Where the estimate fails, it says so, and the run goes on.
 
     Raises:
         UserError: If the run does not fit.
@@ -104,14 +106,18 @@ def say_memory(config: Config, parts: Prepared) -> None:
     needed = found.total * ranks
     of = "" if there is None else f" of {said(there)}"
     each = f" for each of {ranks} processes" if ranks > 1 else ""
-    log.info("memory: at least %s%s on %s (%s%s)", said(needed), of, device.type, shares, each)
-    if there is not None and needed > there:
-        raise UserError(
-            f"This run needs at least {said(needed)} on {device.type}, {said(found.step * ranks)} of it for the"
-            f" activations of a batch, but {said(there)} are free: cut the batch into micro-batches, such as"
-            f" recipe.accumulate={2 * config['recipe']['accumulate']}, or choose a smaller recipe.batch_size or"
-            " student.input_size."
-        )
+    log.info("memory: about %s%s on %s (%s%s)", said(needed), of, device.type, shares, each)
+    if there is None or needed <= there:
+        return
+    text = (
+        f"This run needs about {said(needed)} on {device.type}, {said(found.step * ranks)} of it for the activations of"
+        f" a batch, but {said(there)} are free: cut the batch into micro-batches, such as"
+        f" recipe.accumulate={2 * config['recipe']['accumulate']}, or choose a smaller recipe.batch_size or"
+        " student.input_size."
+    )
+    if needed > SURE * there:
+        raise UserError(text)
+    log.warning("It may not fit into memory. %s", text)
 
 
 def _on(module: nn.Module, device: torch.device) -> bool:
