@@ -25,7 +25,7 @@ def described(name: str) -> dict[str, Any]:
     """What the code says of one method, for one pair of networks."""
     import torch
 
-    from distill.build import build_distiller, build_network, shapes
+    from distill.build import build_distiller, build_network, methods_in, shapes
     from distill.run import config as settings
     from distill.types import Spec
 
@@ -40,10 +40,13 @@ def described(name: str) -> dict[str, Any]:
     spec = Spec(**found, num_classes=100, num_samples=50_000, labels=torch.arange(50_000) % 100, batch_size=64)
     method = build_distiller(config["distiller"], spec, seed=0)
     module = inspect.getmodule(type(method))
-    text = inspect.getdoc(module) or ""
+    text = " ".join((inspect.getdoc(module) or "").split("\n\n")[0].split())
+    if name != (wrapper := name.partition("_")[0]):  # a wrapper with its host
+        hosts = [part["_target_"].rpartition(".")[2] for part in methods_in(config["distiller"]).values()]
+        text = f"`{wrapper}` over {' and '.join(hosts)}, with its published numbers."
     return {
         "name": name,
-        "about": " ".join(text.split("\n\n")[0].split()),
+        "about": text,
         "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
         "reads": method.needs + (" of two views" if method.views == 2 else ""),
         "keeps": method.needs == "logits" and method.needs_teacher,
@@ -51,29 +54,32 @@ def described(name: str) -> dict[str, Any]:
     }
 
 
-def table(times: dict[str, dict[str, float]]) -> str:
+def table(measured: dict[str, Any]) -> str:
     """All methods as a Markdown table.
 
     Args:
-        times: Milliseconds per step over KD's, by method, where measured: "median", "low" and "high" of the rounds.
+        measured: What a step of each takes more than one of KD, where measured: "over" in milliseconds, the spread over
+            rounds, and "memory" at the peak, in bytes.
     """
     lines = [
-        "| `distiller=` | what it is | reads | extra parameters | over KD, ms | `teacher.keep` |",
-        "|---|---|---|--:|--:|---|",
+        "| `distiller=` | what it is | reads | extra parameters | over KD, ms | over KD, MiB | `teacher.keep` |",
+        "|---|---|---|--:|--:|--:|---|",
     ]
+    peaks = {name: peak["process"] / 2**20 for name, peak in measured["memory"].items()}
     for name in sorted(path.stem for path in (CONF / "distiller").glob("*.yaml")):
         one = described(name)
-        extra = "{median:+.0f} ({low:+.0f} to {high:+.0f})".format(**times[name]) if name in times else "–"
+        time = f"{measured['over'][name]['median']:+.0f}" if name in peaks else "–"
+        memory = f"{peaks[name] - peaks['kd']:+.0f}" if name in peaks else "–"
         lines.append(
-            f"| [`{name}`]({one['file']}) | {one['about']} | {one['reads']} | {one['parameters']:,} | {extra} |"
-            f" {'yes' if one['keeps'] else 'no'} |"
+            f"| [`{name}`]({one['file']}) | {one['about']} | {one['reads']} | {one['parameters']:,} | {time} |"
+            f" {memory} | {'yes' if one['keeps'] else 'no'} |"
         )
     return "\n".join(lines)
 
 
-def measured() -> dict[str, dict[str, float]]:
+def measured() -> dict[str, Any]:
     """What `scripts/bench.py --distillers kd,... --json` found, as it is published."""
-    found: dict[str, dict[str, float]] = json.loads(TIMES.read_text())[0]["over"]
+    found: dict[str, Any] = json.loads(TIMES.read_text())[0]
     return found
 
 

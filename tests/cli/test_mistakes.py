@@ -1,5 +1,6 @@
 """A user's mistakes: each ends before the first step, in one sentence that says what would be right."""
 
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from distill.errors import UserError
 from distill.models.resnet import CifarResNet
 from distill.run import config as settings
 from distill.run import train
+from image_files import accept_stl10, write_imagenet, write_stl10, write_tiny_imagenet
 
 BASE = ("data=digits", "data.size=16", "recipe.batch_size=256", "recipe.epochs=2", "trainer.precision=32-true")
 ALONE = ("distiller=none", "teacher=none", "student=resnet8", "student.widths=[4,4,8,8]")
@@ -289,6 +291,49 @@ def test_cifar100_that_is_not_there(tmp_path):
     text = mistake(tmp_path, *RUN, *words)
     assert text.startswith(
         f"{tmp_path}/empty/cifar-100-python lacks train, test, meta: set data.download=true or unpack"
+    )
+
+
+def test_tiny_imagenet_with_a_damaged_image(tmp_path):
+    folder = write_tiny_imagenet(tmp_path)
+    os.truncate(folder / "val/images/val_2.JPEG", 300)
+    words = ("data=tiny_imagenet", f"data.root={tmp_path}", "data.complete=false", "data.num_classes=3")
+    text = mistake(tmp_path / "run", *RUN, *words)
+    assert text.startswith(f"{folder}/val/images/val_2.JPEG cannot be read as an image (")
+    assert text.endswith(": replace or remove it")
+
+
+def test_tiny_imagenet_whose_answers_cannot_be_kept(tmp_path):
+    write_tiny_imagenet(tmp_path)
+    words = ("data=tiny_imagenet", f"data.root={tmp_path}", "data.complete=false", "data.num_classes=3")
+    kept = (*UNTAUGHT, "teacher.weights=null", "teacher.allow_chance=true", "teacher.keep=memory", "distiller=kd")
+    text = mistake(tmp_path / "run", *BASE, *words, *kept, "data.rotation=20")
+    assert text == (
+        "teacher.keep=memory needs a finite set of augmented views, but those of data=tiny_imagenet are without number:"
+        " set teacher.keep=off."
+    )
+
+
+def test_stl10_with_a_truncated_file(tmp_path, monkeypatch):
+    write_stl10(tmp_path)
+    accept_stl10(monkeypatch, tmp_path / "stl10_binary")
+    path = tmp_path / "stl10_binary/train_X.bin"
+    os.truncate(path, 96)
+    text = mistake(tmp_path / "run", *RUN, "data=stl10", f"data.root={tmp_path}")
+    assert text.startswith(f"{path} is truncated (it has 96 bytes instead of 304,128): delete it and unpack http")
+
+
+def test_imagenet_without_a_class_folder(tmp_path):
+    write_imagenet(tmp_path / "data")
+    text = mistake(tmp_path / "run", *RUN, "data=imagenet", f"data.root={tmp_path}/data")
+    assert text.startswith(f"{tmp_path}/data/train lacks the class folders n01484850, n01491361, ")
+    assert text.endswith(" or say data.complete=false to use a part of the data set")
+
+
+def test_imagenet_that_is_not_there(tmp_path):
+    text = mistake(tmp_path / "run", *RUN, "data=imagenet", f"data.root={tmp_path}/data")
+    assert text.startswith(
+        f"{tmp_path}/data has no folder train: the licence forbids a download by us, so get ILSVRC2012"
     )
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_sets import build, ready
 from distill.data.base import Part
 from distill.data.folder import Folder
 from distill.data.resident import ResidentData
-from image_files import write_images
+from image_files import accept_stl10, write_imagenet, write_images, write_stl10, write_tiny_imagenet
 
 COMMON = {
     "root": "",
@@ -63,6 +64,23 @@ def folder():
         return Folder(**{**COMMON, **own, **numbers})
 
     return build
+
+
+OFFICIAL = {
+    "tiny_imagenet": (write_tiny_imagenet, {"complete": False, "num_classes": 3, "size": 16, "rotation": 20}),
+    "stl10": (write_stl10, {"size": 16}),
+    "imagenet": (write_imagenet, {"complete": False, "size": 16}),
+}
+
+
+@pytest.fixture(params=OFFICIAL)
+def official(request, tmp_path, monkeypatch):
+    """Builds one of the data sets that have an official layout, ready for its loaders, from small files in it."""
+    write, numbers = OFFICIAL[request.param]
+    write(tmp_path / "data")
+    if request.param == "stl10":
+        accept_stl10(monkeypatch, tmp_path / "data" / "stl10_binary")
+    return lambda **more: ready(build(request.param, tmp_path / "data", **{**numbers, **more}))
 
 
 @pytest.fixture

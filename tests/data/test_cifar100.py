@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from distill.data import cifar100
+from distill.data import archive, cifar100
 from distill.data.cifar100 import CIFAR100, unpickle
 from distill.errors import UserError
 
@@ -90,7 +90,7 @@ def test_a_failed_download_says_where_the_archive_is(tmp_path, monkeypatch):
         asked.append((url, root, filename, md5))
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(cifar100, "download_and_extract_archive", fail)
+    monkeypatch.setattr(archive, "download_and_extract_archive", fail)
     with pytest.raises(UserError) as error:
         build(tmp_path, download=True).prepare_data()
     assert URL in str(error.value)
@@ -100,7 +100,7 @@ def test_a_failed_download_says_where_the_archive_is(tmp_path, monkeypatch):
 
 
 def test_what_is_there_is_not_downloaded(copy, monkeypatch):
-    monkeypatch.setattr(cifar100, "download_and_extract_archive", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setattr(archive, "download_and_extract_archive", lambda *_, **__: pytest.fail("downloaded"))
     build(copy[0], download=True).prepare_data()
 
 

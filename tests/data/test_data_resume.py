@@ -93,3 +93,11 @@ def test_the_worker_pipeline_resumes_too(tree, folder, tmp_path, workers):
     assert not multiprocessing.active_children()
     assert len(whole) == 6
     assert rest == whole[4:]
+
+
+def test_the_official_data_sets_resume_too(official, tmp_path):
+    path = tmp_path / "step.ckpt"
+    whole = fit(Recorder(path, (1, 0)), official(), max_epochs=2)
+    rest = fit(Recorder(), official(), ckpt_path=path, max_epochs=2)
+    assert len(whole) == 6  # three batches of an epoch
+    assert rest == whole[4:]

@@ -26,7 +26,7 @@ def test_keys_are_the_signature(path):
 
 
 def test_all_data_sets_were_found():
-    assert {path.stem for path in FILES} >= {"cifar100", "digits", "folder"}
+    assert {path.stem for path in FILES} >= {"cifar100", "digits", "folder", "imagenet", "stl10", "tiny_imagenet"}
 
 
 def test_classes_are_counted_without_torch():

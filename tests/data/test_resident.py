@@ -4,8 +4,10 @@ import types
 
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as tvf
 
-from distill.data.resident import ResidentEval, ResidentTrain, crop_and_flip, draw_views
+from data_sets import build
+from distill.data.resident import ResidentEval, ResidentTrain, crop_and_flip, draw_turns, draw_views, turn
 from distill.errors import UserError
 
 IMAGES = torch.randint(256, (23, 6, 5, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -13,13 +15,14 @@ LABELS = torch.arange(23) % 4
 CPU = torch.device("cpu")
 
 
-def train(*, batch_size=7, rank=0, world=1, seed=3, epoch=0, count=23, flip=True, padding=4):
+def train(*, batch_size=7, rank=0, world=1, seed=3, epoch=0, count=23, flip=True, padding=4, rotation=0.0):
     return ResidentTrain(
         IMAGES[:count],
         LABELS[:count],
         device=CPU,
         padding=padding,
         flip=flip,
+        rotation=rotation,
         batch_size=batch_size,
         rank=rank,
         world=world,
@@ -28,11 +31,15 @@ def train(*, batch_size=7, rank=0, world=1, seed=3, epoch=0, count=23, flip=True
     )
 
 
+def views_of(batch):
+    return batch.index.new_zeros(len(batch), 0) if batch.view is None else batch.view
+
+
 def by_sample(loader):
     return {
         int(i): (image, int(label), tuple(view.tolist()))
         for batch in loader
-        for i, image, label, view in zip(batch.index, batch.images, batch.labels, batch.view, strict=True)
+        for i, image, label, view in zip(batch.index, batch.images, batch.labels, views_of(batch), strict=True)
     }
 
 
@@ -242,3 +249,70 @@ def test_a_batch_moves_as_a_whole(tiny):
     moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
     devices = {moved.images.device.type, moved.labels.device.type, moved.index.device.type, moved.view.device.type}
     assert devices == {"meta"}
+
+
+# ---------------------------------------------------------------------- rotation
+
+
+def test_turns_are_uniform_and_of_their_epoch_and_seed():
+    turns = draw_turns(20000, rotation=20, seed=1, epoch=5)
+    assert turns.abs().max() <= 20
+    counts = turns.div(4).add(5).floor().long().bincount()
+    assert len(counts) == 10
+    assert counts.double().div(2000).sub(1).abs().max() < 0.1
+    for change in ({"seed": 2}, {"epoch": 6}):
+        assert not torch.equal(turns, draw_turns(20000, **{"rotation": 20, "seed": 1, "epoch": 5, **change}))
+
+
+def test_images_turn_as_torchvisions_do():
+    image = torch.randint(256, (3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(image[None], size=(40, 40)).repeat(4, 1, 1, 1)
+    degrees = torch.tensor([0.0, 90.0, -20.0, 13.7])
+    turned = turn(images, degrees)
+    assert turned.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(turned[0], images[0])
+    assert torch.equal(turned[1], images[1].rot90(dims=(1, 2)))
+    for number, angle in ((2, -20.0), (3, 13.7)):
+        theirs = tvf.rotate(images[number], angle)
+        # a centre of a pixel may fall on the border of two
+        assert (turned[number] == theirs).float().mean() > 0.99
+        assert (turned[number][:, 0, 0] == 0).all()
+
+
+@pytest.mark.parametrize("batch_size", [4, 23])
+def test_a_sample_turns_the_same_in_any_batch_size(batch_size):
+    reference, seen = by_sample(train(rotation=180.0)), by_sample(train(rotation=180.0, batch_size=batch_size))
+    assert all(torch.equal(image, reference[i][0]) for i, (image, *_) in seen.items())
+    upright = by_sample(train())
+    assert sum(not torch.equal(image, upright[i][0]) for i, (image, *_) in seen.items()) > 15
+
+
+def test_turned_views_have_no_names():
+    loader = train(rotation=5.0)
+    assert all(batch.view is None and batch.names is None for batch in loader)
+
+
+def test_the_strong_view_turns_by_itself(monkeypatch):
+    # without the operations, the strong view is a weak one of its own
+    monkeypatch.setattr("distill.data.resident.strengthen", lambda images, drawn: images)
+    loader = train(rotation=180.0, padding=0, flip=False, batch_size=23)
+    loader.strong = True
+    (batch,) = loader
+    upright = IMAGES[batch.index].permute(0, 3, 1, 2).float() / 255
+    for images in (batch.images, batch.strong):
+        assert (images != upright).flatten(1).any(1).float().mean() > 0.8
+    assert (batch.images != batch.strong).flatten(1).any(1).float().mean() > 0.8
+
+
+def test_views_with_rotation_are_without_number(tiny):
+    assert tiny().num_views == 50
+    data = build("tiny_imagenet", "", rotation=20)
+    assert data.num_views is None
+    with pytest.raises(NotImplementedError, match="TinyImageNet has no finite set of views"):
+        data.fingerprint()
+
+
+@pytest.mark.parametrize("rotation", [-1, 181])
+def test_a_rotation_out_of_range_is_refused(rotation):
+    with pytest.raises(UserError, match=f"rotation={rotation} is out of range: it must lie in 0 to 180 degrees"):
+        build("stl10", "", rotation=rotation)

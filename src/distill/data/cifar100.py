@@ -1,6 +1,5 @@
 """CIFAR-100 (Krizhevsky, 2009) from the official files, checked before they are read."""
 
-import hashlib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torchvision import datasets
-from torchvision.datasets.utils import download_and_extract_archive
 
+from distill.data.archive import fetch, has_md5
 from distill.data.base import Part
 from distill.data.resident import ResidentData
 from distill.errors import UserError
@@ -85,7 +84,7 @@ class CIFAR100(ResidentData):
             self._fetch(missing)
         for name, md5 in checksums().items():
             path = self.folder / name
-            if not path.is_file() or hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+            if not has_md5(path, md5):
                 raise UserError(
                     f"{path} is damaged (its MD5 is not {md5}): delete it and unpack {datasets.CIFAR100.url} again"
                 )
@@ -95,10 +94,7 @@ class CIFAR100(ResidentData):
         by_hand = f"unpack {official.url} in {self.root}, so that it holds {official.base_folder}/"
         if not self.download:
             raise UserError(f"{self.folder} lacks {', '.join(missing)}: set data.download=true or {by_hand}")
-        try:
-            download_and_extract_archive(official.url, self.root, filename=official.filename, md5=official.tgz_md5)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"CIFAR-100 could not be downloaded ({error}): {by_hand}") from error
+        fetch(official.url, self.root, md5=official.tgz_md5, what="CIFAR-100", by_hand=by_hand)
 
     def read(self) -> tuple[Part, Part]:
         """Training and test images as uint8, shape (samples, 32, 32, 3)."""

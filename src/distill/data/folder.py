@@ -1,64 +1,25 @@
-"""Any images in class folders: ImageNet's layout, and that of most people's own data."""
+"""Any images in class folders, the layout of most people's own data."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from distill.data.base import ImageData, Part
+from distill.data.base import Part
 from distill.data.layout import class_folders
-from distill.data.strong import TwoViews
-from distill.data.workers import Files, TrainTransform, Transform, WorkerEval, WorkerTrain, eval_transform
+from distill.data.listing import images_in, readable, some
+from distill.data.worker_data import WorkerData
 from distill.errors import UserError
 
 
-def _readable() -> frozenset[str]:
-    """Endings of the files that PIL opens."""
-    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-
-
-def _images(folder: Path, endings: frozenset[str]) -> Iterator[Path]:
-    """Image files in a folder and its subfolders, in alphabetical order."""
-    for place, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders.sort()
-        yield from (Path(place, name) for name in sorted(names) if Path(name).suffix.lower() in endings)
-
-
-def _some(names: set[str]) -> str:
-    """The first few of many names."""
-    shown = sorted(names)[:5]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
-
-
 @dataclass(kw_only=True, eq=False, repr=False)
-class Folder(ImageData):
+class Folder(WorkerData):
     """`root/train/<class>/` and `root/val/<class>/` (`root/test/` where there is no val) with images of any kind.
 
     Classes are numbered in the alphabetical order of their folders.
-
-    Args:
-        flip: Whether training images are mirrored at random.
-        workers: Processes that read images; 0 reads in this one.
-        prefetch: Batches that each of them makes ahead.
-
-    Raises:
-        UserError: If there are less than 0 workers or 1 batch ahead.
     """
-
-    flip: bool
-    workers: int
-    prefetch: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.workers < 0:
-            raise UserError(f"workers={self.workers} is out of range: it must be at least 0")
-        if self.prefetch < 1:
-            raise UserError(f"prefetch={self.prefetch} is out of range: it must be at least 1")
 
     def read(self) -> tuple[Part, Part]:
         """List the files; `Part.images` are their paths within `root`, encoded.
@@ -77,50 +38,19 @@ class Folder(ImageData):
         self.class_names = class_folders(train)
         differing = set(self.class_names) ^ set(class_folders(test))
         if differing:
-            raise UserError(f"{train} and {test} must hold the same class folders, but differ in {_some(differing)}")
+            raise UserError(f"{train} and {test} must hold the same class folders, but differ in {some(differing)}")
         found = len(self.class_names)
         if found != self.num_classes:
             raise UserError(f"{train} holds {found} class folders, so num_classes={self.num_classes} must be {found}")
         return self._list(train, every_class=True), self._list(test, every_class=False)
 
     def _list(self, folder: Path, *, every_class: bool) -> Part:
-        endings = _readable()
-        found = [list(_images(folder / name, endings)) for name in self.class_names]
+        endings = readable()
+        found = [list(images_in(folder / name, endings)) for name in self.class_names]
         empty = {name for name, paths in zip(self.class_names, found, strict=True) if not paths}
         if len(empty) == len(found) or (every_class and empty):
-            raise UserError(f"{folder} has no images in the class folders {_some(empty)}: every class needs some")
-        paths = np.array([os.fsencode(path.relative_to(self.root)) for paths in found for path in paths])
+            raise UserError(f"{folder} has no images in the class folders {some(empty)}: every class needs some")
+        named = zip(self.class_names, found, strict=True)
+        paths = np.array([os.fsencode(f"{folder.name}/{name}/{path}") for name, paths in named for path in paths])
         counts = torch.tensor([len(paths) for paths in found])
         return Part(paths, torch.arange(len(found)).repeat_interleave(counts))
-
-    def train_loader(self, part: Part) -> WorkerTrain:
-        """Shuffled, augmented batches."""
-        transform: Transform = TrainTransform(self.size, flip=self.flip)
-        if self.strong_views:
-            transform = TwoViews(transform)
-        return WorkerTrain(
-            Files(Path(self.root), part.images, part.labels, transform=transform, seed=self.seed),
-            device=self.device,
-            size=self.size,
-            workers=self.workers,
-            prefetch=self.prefetch,
-            batch_size=self.batch_size,
-            rank=self.rank,
-            world=self.world,
-            seed=self.seed,
-            epoch=self.epoch,
-        )
-
-    def eval_loader(self, part: Part) -> WorkerEval:
-        """Batches in order, centrally cropped."""
-        transform = eval_transform(self.size)
-        return WorkerEval(
-            Files(Path(self.root), part.images, part.labels, transform=transform, seed=self.seed),
-            device=self.device,
-            size=self.size,
-            workers=self.workers,
-            prefetch=self.prefetch,
-            batch_size=self.eval_batch_size,
-            rank=self.rank,
-            world=self.world,
-        )

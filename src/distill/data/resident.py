@@ -1,8 +1,8 @@
-"""Small images: whole on the device as uint8, cropped and flipped there, a batch at a time."""
+"""Small images: whole on the device as uint8, cropped, flipped and turned there, a batch at a time."""
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 from distill.data.base import ImageData, Part
 from distill.data.loader import Loader, TrainLoader
 from distill.data.order import epoch_order, generator, mixed
-from distill.data.strong import draw, strengthen
+from distill.data.strong import draw, rotate, strengthen
 from distill.errors import UserError
 from distill.types import Batch
+
+Maker = Callable[[slice, Tensor], Tensor]
 
 
 def draw_views(num_samples: int, *, padding: int, flip: bool, seed: int, epoch: int) -> Tensor:
@@ -75,6 +77,24 @@ def crop_and_flip(padded: Tensor, index: Tensor, view: Tensor, *, padding: int) 
     return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def draw_turns(num_samples: int, *, rotation: float, seed: int, epoch: int) -> Tensor:
+    """How far the epoch turns each sample: degrees, uniform in -rotation..rotation, shape (num_samples,), float32."""
+    return (2 * torch.rand(num_samples, generator=generator(seed, epoch, "turn")) - 1) * rotation
+
+
+def turn(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turn images about their centres to the nearest pixel, black where nothing is, as torchvision's RandomRotation.
+
+    Args:
+        images: Shape (batch, 3, height, width), uint8.
+        degrees: Anticlockwise, shape (batch,), on the same device.
+
+    Returns:
+        As `images`, channels-last in memory.
+    """
+    return rotate(images.float(), degrees).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
 class ResidentTrain(TrainLoader):
     """Shuffled and augmented batches, made where the images lie, without waiting for the device.
 
@@ -84,7 +104,8 @@ class ResidentTrain(TrainLoader):
         device: Where to keep the images and make the batches.
         padding: Zeros on each side, within which crops lie.
         flip: Whether to mirror.
-        strong: Whether to make a strong view beside, from a crop and flip of its own.
+        rotation: Most degrees that an image is turned by after that, either way; 0 leaves it upright.
+        strong: Whether to make a strong view beside, from a crop, flip and turn of its own.
         **common: See `TrainLoader`.
     """
 
@@ -96,6 +117,7 @@ class ResidentTrain(TrainLoader):
         device: torch.device,
         padding: int,
         flip: bool,
+        rotation: float = 0.0,
         strong: bool = False,
         **common: Any,
     ) -> None:
@@ -104,43 +126,59 @@ class ResidentTrain(TrainLoader):
         self.labels = labels.to(device)
         self.padding = padding
         self.flip = flip
+        self.rotation = rotation
         self.strong = strong
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The epoch's batches from the start-th on; `view` and `names` say which augmentation each row is."""
+        """The epoch's batches from the start-th on; `view` and `names` say which augmentation each row is.
+
+        Turned images have neither: their views are without number.
+        """
         count = len(self.labels)
         views = draw_views(count, padding=self.padding, flip=self.flip, seed=self.seed, epoch=epoch)
         order = epoch_order(count, seed=self.seed, epoch=epoch)
         numbers = number_views(views, padding=self.padding, flip=self.flip)
         names = order * count_views(padding=self.padding, flip=self.flip) + numbers[order]
         views = views[order].to(self.images.device)
+        weak = self._maker(order, views, seed=self.seed, epoch=epoch)
         strong = self._strong(order, epoch) if self.strong else None
         order = order.to(self.images.device)
         labels = self.labels[order]
         for batch in range(start, len(self)):
             mine, rows = self.cuts[batch]
-            index, view = order[mine], views[mine]
-            images = crop_and_flip(self.images, index, view, padding=self.padding)
+            index = order[mine]
             yield Batch(
-                images.float() / 255,
+                weak(mine, index).float() / 255,
                 labels[mine],
                 index,
-                view=view,
-                names=names[mine],
+                view=None if self.rotation else views[mine],
+                names=None if self.rotation else names[mine],
                 strong=strong(mine, index) if strong else None,
                 rows=rows,
             )
 
-    def _strong(self, order: Tensor, epoch: int) -> Callable[[slice, Tensor], Tensor]:
-        """Draw an epoch's strong views; what is returned makes those of some places in its order."""
-        seed, count = mixed(self.seed, "strong"), len(order)
-        views = draw_views(count, padding=self.padding, flip=self.flip, seed=seed, epoch=epoch)
-        views = views[order].to(self.images.device)
-        drawn = draw(count, generator=generator(seed, epoch)).take(order)
+    def _maker(self, order: Tensor, views: Tensor, *, seed: int, epoch: int) -> Maker:
+        """What makes the images at some places in an epoch's order, uint8, given their index."""
+        degrees: Tensor | None = None
+        if self.rotation:
+            degrees = draw_turns(len(order), rotation=self.rotation, seed=seed, epoch=epoch)[order]
+            degrees = degrees.to(self.images.device)
 
         def make(places: slice, index: Tensor) -> Tensor:
             images = crop_and_flip(self.images, index, views[places], padding=self.padding)
-            return strengthen(images, drawn.take(places)).float() / 255
+            return images if degrees is None else turn(images, degrees[places])
+
+        return make
+
+    def _strong(self, order: Tensor, epoch: int) -> Maker:
+        """Draw an epoch's strong views; what is returned makes those of some places in its order, in [0, 1]."""
+        seed, count = mixed(self.seed, "strong"), len(order)
+        views = draw_views(count, padding=self.padding, flip=self.flip, seed=seed, epoch=epoch)
+        weak = self._maker(order, views[order].to(self.images.device), seed=seed, epoch=epoch)
+        drawn = draw(count, generator=generator(seed, epoch)).take(order)
+
+        def make(places: slice, index: Tensor) -> Tensor:
+            return strengthen(weak(places, index), drawn.take(places)).float() / 255
 
         return make
 
@@ -174,25 +212,33 @@ class ResidentData(ImageData):
 
     Subclasses implement `read`; `Part.images` are uint8, shape (samples, size, size, 3).
 
+    Attributes:
+        rotation: Most degrees that training images are turned by at random, either way. Data sets that offer it make
+            it a keyword, as in `TinyImageNet`; the others leave images upright.
+
     Args:
         flip: Whether training images are mirrored at random.
         padding: Zeros on each side of a training image, within which it is cropped at random.
 
     Raises:
-        UserError: If the padding is negative or its offsets do not fit into uint8.
+        UserError: If the padding is negative or its offsets do not fit into uint8, or images turn beyond 180 degrees.
     """
 
     flip: bool
     padding: int
 
+    rotation: float = field(init=False, default=0.0)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.padding <= 127:
             raise UserError(f"padding={self.padding} is out of range: it must lie in 0 to 127")
+        if not 0 <= self.rotation <= 180:
+            raise UserError(f"rotation={self.rotation} is out of range: it must lie in 0 to 180 degrees")
 
     @property
     def num_views(self) -> int | None:
-        return count_views(padding=self.padding, flip=self.flip)
+        return None if self.rotation else count_views(padding=self.padding, flip=self.flip)
 
     @property
     def device_bytes(self) -> int:
@@ -201,6 +247,8 @@ class ResidentData(ImageData):
 
     def fingerprint(self) -> str:
         """A hash of all images, their labels and the augmentation."""
+        if self.rotation:
+            return super().fingerprint()
         digest = hashlib.sha256(f"{self.padding} {self.flip}".encode())
         for name, part in sorted(self._parts.items()):
             digest.update(f"{name} {tuple(part.images.shape)}".encode())
@@ -216,6 +264,7 @@ class ResidentData(ImageData):
             device=self.device,
             padding=self.padding,
             flip=self.flip,
+            rotation=self.rotation,
             strong=self.strong_views,
             batch_size=self.batch_size,
             rank=self.rank,

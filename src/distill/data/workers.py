@@ -65,6 +65,11 @@ def eval_transform(size: int) -> Transform:
     return transform
 
 
+def unreadable(path: Path | str, error: Exception) -> str:
+    """What a user is told of an image file that cannot be decoded."""
+    return f"{path} cannot be read as an image ({error}): replace or remove it"
+
+
 class Files(Dataset[Row | str]):
     """Image files by sample and epoch.
 
@@ -110,7 +115,7 @@ class Files(Dataset[Row | str]):
         try:
             pixels = self.decode(path)
         except Exception as error:
-            return f"{path} cannot be read as an image ({error}): replace or remove it"
+            return unreadable(path, error)
         # the generator alone, since torch.manual_seed would also seed the accelerators of a process without workers
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mixed(self.seed, epoch, sample))
