@@ -174,9 +174,9 @@ def test_a_loss_that_looks_at_content_is_left_out(monkeypatch):
 
 
 def test_tensors_without_content_can_be_put_elsewhere():
-    module = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.Linear(2, 2, bias=False))
-    module[2].weight = module[0].weight
     with FakeTensorMode():
+        module = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.Linear(2, 2, bias=False))
+        module[2].weight = module[0].weight
         _put((module, None), torch.device("meta"))
         assert {x.device.type for x in tensors(module)} == {"meta"}
     assert module[2].weight is module[0].weight
