@@ -86,10 +86,9 @@ def _asked(parts: Prepared) -> Network | None:
 def say_memory(config: Config, parts: Prepared) -> None:
     """Log what a run will take of its device's memory, before the first step.
 
-    The estimate leaves out what kernels take for themselves: on a CPU (bf16, batches of 64 and 128, steps of MCLD) the
-    process grew by 1.1 times the estimate for resnet20, 1.4 times for deit_tiny at 64 px and 1.45 times for resnet32x4.
-    So a run of which it says that it does not fit, does not: it is refused, or warned of where that is close. Where the
-    estimate fails, it says so, and the run goes on.
+    The estimate leaves out what kernels take for themselves: on a CPU (bf16, 64 to 128 rows) the process grew by 1.1
+    to 1.45 times as much, the most where convolutions are wide. So a run of which it says that it does not fit, does
+    not: it is refused, or warned of where that is close. Where the estimate fails, it says so, and the run goes on.
 
     Raises:
         UserError: If the run does not fit.

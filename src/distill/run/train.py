@@ -132,7 +132,7 @@ def assemble(config: Config, folder: Path, parts: Prepared) -> Assembled:
         compile_student(
             parts.student,
             rows=rows_of_a_batch(config, parts.device),
-            size=parts.data.size,
+            size=parts.data.train_size,
             precision=parts.precision,
             device=parts.device,
         )
