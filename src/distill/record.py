@@ -27,6 +27,7 @@ _OF_THE_METHOD = (
     "tweak",
     "data.",
     "trainer.precision",
+    "probe.",
 )
 _NOT_OF_THE_METHOD = (
     *(
@@ -41,7 +42,7 @@ _NOT_OF_THE_METHOD = (
     *("student.name", "student.label"),
 )
 _NOT_IN_THE_HASH = ("logger", "trainer", "checkpoint", "resume", "names")
-_PATHS = ("root", "weights", "download", "workers", "prefetch", "eval_batch_size", "keep", "keep_in")
+PATHS = ("root", "weights", "download", "workers", "prefetch", "eval_batch_size", "keep", "keep_in")
 
 
 def variant(overrides: Iterable[str]) -> str:
@@ -60,7 +61,7 @@ def file_name(path: str | None) -> str | None:
 def fingerprint(config: dict[str, Any]) -> str:
     """Of what decides a run's result: the configuration without paths, logger and device; 16 hex digits."""
     kept = {
-        key: {k: v for k, v in value.items() if k not in _PATHS} if isinstance(value, dict) else value
+        key: {k: v for k, v in value.items() if k not in PATHS} if isinstance(value, dict) else value
         for key, value in config.items()
         if key not in _NOT_IN_THE_HASH
     }
@@ -69,10 +70,10 @@ def fingerprint(config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages whose code decides the numbers."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Of Python, of the packages whose code decides the numbers, and of more, where they are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
