@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from distill.capacity import free_memory
 from distill.checkpoint import save_atomically
 from distill.errors import UserError
 
@@ -46,7 +47,7 @@ class Answers:
         Raises:
             UserError: If it could not be filled.
         """
-        size, free = size_of(names, classes), _free_memory()
+        size, free = size_of(names, classes), free_memory(torch.device("cpu"))
         if free is not None and size > free:
             raise UserError(
                 f"teacher.keep=memory would grow to {said(size)} ({names:,} views of {classes} logits), but"
@@ -121,16 +122,6 @@ def size_of(names: int, classes: int) -> int:
 def said(size: int) -> str:
     """A number of bytes for people."""
     return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
-
-
-def _free_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    return values.get("MemAvailable")
 
 
 def _describe(path: Path, about: dict[str, Any]) -> None:

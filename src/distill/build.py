@@ -82,22 +82,28 @@ def build(node: Node, *, what: str, given: tuple[str, ...] = (), arguments: tupl
         raise
 
 
-def build_network(node: Node, *, what: str, num_classes: int, mean: Any, std: Any, seed: int) -> Network:
+def build_network(
+    node: Node, *, what: str, num_classes: int, mean: Any, std: Any, seed: int, size: int | None = None
+) -> Network:
     """A network as its node says, without its weights.
 
     Args:
-        node: `_target_`, the arguments of that class, and what else `OF_NETWORK` names.
+        node: `_target_`, the arguments of that class, and what else `OF_NETWORK` names. A class that takes
+            `input_size` is built for it.
         what: "teacher" or "student": the group for messages, and the random stream of the initial weights, so that
             one seed gives one start whatever else a run draws.
         num_classes: Classes of the data set.
         mean: Mean of the data set per channel, where neither node nor network has its own.
         std: Standard deviation, likewise.
         seed: The run's.
+        size: At which it looks at images, in px, where neither node nor network says; None: as they come.
 
     Raises:
         UserError: If the node does not fit its class, or the network does not answer one logit per class.
     """
     plain = {k: v for k, v in node.items() if k not in OF_NETWORK}
+    if _takes(node, "input_size"):
+        plain["input_size"] = node.get("input_size")
     with stream(seed, what):
         module = build(plain, what=what)
     if not isinstance(module, nn.Module):
@@ -107,8 +113,15 @@ def build_network(node: Node, *, what: str, num_classes: int, mean: Any, std: An
     own_mean, own_std, own_size = (
         node.get(key) or preference for key, preference in zip(("mean", "std", "input_size"), preferred, strict=True)
     )
-    network.normalise(mean=own_mean or mean, std=own_std or std, input_size=own_size)
+    network.normalise(mean=own_mean or mean, std=own_std or std, input_size=own_size or size)
     return network
+
+
+def _takes(node: Node, argument: str) -> bool:
+    try:
+        return argument in inspect.signature(get_object(node["_target_"])).parameters
+    except Exception:  # no such class, or one that does not tell: `check_arguments` says so
+        return False
 
 
 def shapes(network: Network, *, what: str, num_classes: int, size: int) -> Shapes:

@@ -8,6 +8,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException, Ove
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
+from distill.zoo import absent
+
 # what Hydra raises before a job begins; inside jobs its errors stand for defects, whose tracebacks matter
 BEFORE_A_JOB = (ConfigCompositionException, OverrideParseException, SearchPathException)
 IN_OUR_WORDS = {
@@ -32,6 +34,8 @@ def sentence(error: Exception) -> str:
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if group in ("teacher", "student") and (known := absent(name)):
+            return f"{group}={name} is unknown: {known}"
         return f"{group}={name} is unknown: choose one of {nearest_first(name, error.options)}."
     if isinstance(error, OverrideParseException):
         lines = str(error).splitlines()

@@ -4,13 +4,15 @@ A new network is one line here (and its module, if new).
 """
 
 import difflib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from distill.errors import UserError
 
 SMALL, LARGE = 32, 224  # px
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 OF_LARGE_IMAGES = ("imagenet",)  # data sets on which a paper's ResNet18 is the one for large images
 
 
@@ -24,6 +26,7 @@ class Entry:
         arguments: Keyword arguments of the class, but for `num_classes`.
         papers: Names under which papers' tables and public code bases know it.
         size: Of the images it is made for, in px; others fit as well.
+        uses: Its own `mean`, `std` and `input_size`, where these are not what the data set says.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Entry:
     arguments: Mapping[str, Any]
     papers: tuple[str, ...]
     size: int = SMALL
+    uses: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _resnet(name: str, depth: int, widths: tuple[int, ...], *papers: str) -> Entry:
@@ -59,6 +63,26 @@ def _vgg(depth: int, convolutions: tuple[int, ...]) -> Entry:
     arguments = {"convolutions": convolutions, "widths": (64, 128, 256, 512, 512)}
     return Entry(f"vgg{depth}", "distill.models.vgg.CifarVGG", arguments, (f"VGG{depth}", f"VGG-{depth}"))
 
+
+def _transformer(name: str, in_timm: str, *papers: str) -> Entry:
+    arguments = {"name": in_timm, "pretrained": False, "drop_path": None}
+    uses = {**IMAGENET, "input_size": LARGE}
+    return Entry(name, "distill.models.adapters.TimmNetwork", arguments, papers, LARGE, uses)
+
+
+# the small vision transformers of the literature on CIFAR-100 that timm has, at 224 px with ImageNet's normalisation as
+# there (Li et al., ECCV 2022, arXiv 2207.10026; code lkhl/tiny-transformers)
+TRANSFORMERS: tuple[Entry, ...] = (
+    _transformer("deit_tiny", "deit_tiny_patch16_224", "DeiT-Ti", "DeiT-Tiny"),
+    _transformer("pit_tiny", "pit_ti_224", "PiT-Ti", "PiT-Tiny"),
+    _transformer("pvt_v2_b0", "pvt_v2_b0", "PVTv2-B0"),
+    _transformer("convit_tiny", "convit_tiny", "ConViT-Ti", "ConViT-Tiny"),
+)
+# those of the same tables that it has not, by the pattern of their names, and the nearest that it has
+ABSENT = {
+    r"t2t[_-]?vit.*|t2t[_-]?\d.*": ("T2T-ViT", "deit_tiny"),
+    r"pvt[_-]?(v1.*|ti.*|small|medium|large|s|m|l)": ("the first PVT", "pvt_v2_b0"),
+}
 
 NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 
@@ -104,6 +128,7 @@ CATALOGUE: tuple[Entry, ...] = (
         {"widths": (116, 232, 464), "units": (4, 8, 4), "last_width": 1024},
         ("ShuffleV2", "ShuffleNetV2", "ShuffleNet-V2", "SHN-V2"),
     ),
+    *TRANSFORMERS,
     _imagenet(18, (2, 2, 2, 2), False),
     _imagenet(34, (3, 4, 6, 3), False),
     _imagenet(50, (3, 4, 6, 3), True),
@@ -144,13 +169,21 @@ def by_paper(name: str, data: str) -> Entry | None:
     return min(found, key=lambda entry: entry.size != size, default=None)
 
 
+def absent(name: str) -> str | None:
+    """What to say of a network that people look for here and timm does not have; None of every other."""
+    for pattern, (what, nearest) in ABSENT.items():
+        if re.fullmatch(pattern, name.lower()):
+            return f"timm has no {what}, so {name} cannot be had; the nearest it has is {nearest}."
+    return None
+
+
 def offer() -> None:
     """Store every network, and timm's and torchvision's, into Hydra's groups `student` and `teacher`.
 
     The keys beside the arguments say how it is used, and are no arguments of the class: `label`, `weights` (a file;
-    None: start untrained), `mean`, `std` and `input_size` (in px; None: as the images come), and for a teacher
-    `allow_chance` (accept one that is no better than guessing), `keep` (its answers: off, memory or disk) and `keep_in`
-    (the folder of those on disk).
+    None: start untrained), `mean`, `std` and `input_size` (in px; None: as the images come; a transformer is built for
+    this size), and for a teacher `allow_chance` (accept one that is no better than guessing), `keep` (its answers: off,
+    memory or disk) and `keep_in` (the folder of those on disk).
     """
     from hydra.core.config_store import ConfigStore
 
@@ -166,6 +199,7 @@ def offer() -> None:
             "mean": "${data.mean}",
             "std": "${data.std}",
             "input_size": None,
+            **entry.uses,
         }
         weights = f"weights/${{names.data}}/{entry.name}.safetensors"
         store.store(group="student", name=entry.name, node=node)

@@ -107,3 +107,9 @@ def test_bash_itself_completes(script):
     """
     done = subprocess.run(["bash", "-c", commands], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["student=resnet8", "student=resnet8x4"]
+
+
+def test_what_timm_does_not_have_is_said(line):
+    answer = line("student=t2t_vit_7")
+    assert_one_sentence(answer)
+    assert answer.error.startswith("student=t2t_vit_7 is unknown: timm has no T2T-ViT, ")

@@ -92,7 +92,9 @@ def test_a_longer_experiment_of_the_host_is_one_of_the_composition_too():
 def test_a_pairs_weight_multiplies_alpha_and_beta_alike_and_stands_in_its_comment(name):
     for path in sorted((harness.CONF / "pair" / name).glob("*.yaml")):
         host = harness.yaml(path)["distiller"]["host"]
-        log = re.search(r"`(k|dk)d,\w+,\w+,([\d.]+),([\d.]+)(?:,([\d.]+))?`", path.read_text().replace("\n# ", " "))
+        text = path.read_text().replace("\n# ", " ")
+        log = re.search(r"`(k|dk)d,\w+,\w+,([\d.]+),([\d.]+)(?:,([\d.]+))?`", text)
+        log = log or re.search(r"(temperature) ([\d.]+) and weight ([\d]+)()", text)  # of transformers
         assert log is not None, path
         temperature, weight, beta = (float(found or 0) for found in log.groups()[1:])
         default = harness.configure(f"distiller={name}", "student=resnet8")["distiller"]["host"]

@@ -168,7 +168,8 @@ def test_every_weight_of_mcld_switched_off(tmp_path):
 
 def test_a_recipe_that_does_not_exist():
     with pytest.raises(
-        UserError, match=r"^recipe=digit is unknown: choose one of digits, cifar100, cifar100_short, folder"
+        UserError,
+        match=r"^recipe=digit is unknown: choose one of digits, cifar100, cifar100_short, cifar100_vit, folder",
     ):
         harness.configure("data=digits", "recipe=digit")
 

@@ -17,6 +17,7 @@ FILES = sorted((Path(__file__).parents[2] / "conf" / "data").glob("*.yaml"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_keys_are_the_signature(path):
     numbers = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    numbers = numbers.get("data", numbers)  # of a file that also says what the run is called
     data = get_class(numbers.pop("_target_"))
     parameters = inspect.signature(data).parameters
     assert issubclass(data, ImageData)

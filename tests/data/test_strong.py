@@ -5,13 +5,13 @@ import types
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
-from sklearn.datasets import load_sample_images
 from torchvision.transforms.v2 import functional as tvf
 
 from distill.data import strong
 from distill.data.resident import ResidentTrain
 from distill.data.strong import FILL, OPERATIONS, Draw, TwoViews, draw, strengthen
 from distill.data.workers import TrainTransform
+from photos import pieces
 
 NAMES = [operation.__name__ for operation, *_ in OPERATIONS]
 SHAPES = [(32, 32), (24, 41)]  # height, width
@@ -42,16 +42,7 @@ BY_PIL = {
 @pytest.fixture(scope="module")
 def photos():
     """Pieces of photographs, 12 of each shape, uint8."""
-    pieces = {}
-    for shape in SHAPES:
-        parts = []
-        for photo in load_sample_images().images:
-            image = Image.fromarray(photo)
-            for place in range(6):
-                box = (90 * place, 60 * place, 90 * place + 120, 60 * place + 100)
-                parts.append(tvf.pil_to_tensor(image.crop(box).resize(shape[::-1])))
-        pieces[shape] = torch.stack(parts)
-    return pieces
+    return {shape: pieces(*shape) for shape in SHAPES}
 
 
 def to_pil(image):

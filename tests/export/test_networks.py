@@ -63,7 +63,7 @@ def test_resizing_is_in_the_graph(own: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["test_vit", "mobilenetv3_small_050"])
 def test_timms(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = TimmNetwork(name=name, pretrained=False, drop_path=None, num_classes=CLASSES)
+    network = TimmNetwork(name=name, pretrained=False, drop_path=None, input_size=None, num_classes=CLASSES)
     network.normalise(mean=[0.5] * 3, std=[0.5] * 3, input_size=network.preferred()[2])
     nn.init.normal_(network.classifier.weight, std=0.5)
     assert_exports(wild(network, size=32), tmp_path, size=32)

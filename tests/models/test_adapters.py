@@ -6,13 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from distill.build import build_network
 from distill.errors import UserError
 from distill.models.adapters import LogitNetwork, TimmNetwork
+from distill.optim import spares
 
 
 def build(name: str, **how) -> TimmNetwork:
     torch.manual_seed(0)
-    return TimmNetwork(**{"name": name, "pretrained": False, "drop_path": None, "num_classes": 7, **how})
+    usual = {"name": name, "pretrained": False, "drop_path": None, "input_size": None, "num_classes": 7}
+    return TimmNetwork(**{**usual, **how})
 
 
 # what each can answer: number of stages, a map whose mean the classifier reads, a single linear classifier
@@ -123,6 +126,71 @@ def test_mistakes_are_explained(monkeypatch):
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(UserError, match="test_resnet cannot be built with pretrained weights: no network"):
         build("test_resnet", pretrained=True)
+
+
+# ---------------------------------------------------------------------- built for a size
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(32, 4), (48, 9), (160, 100)])
+def test_a_transformer_is_built_for_the_size_it_is_used_at(size, tokens):
+    network = build("test_vit", input_size=size).eval()
+    assert network.built_for == size
+    assert network.model.patch_embed.num_patches == tokens
+    assert network(torch.rand(2, 3, size, size)).pooled.shape == (2, network.classifier.in_features)
+
+
+def test_a_convolutional_network_is_the_same_for_all_sizes():
+    one, other = build("test_resnet", input_size=48), build("test_resnet")
+    assert one.built_for is None
+    state = other.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize(("size", "nearest"), [(30, "16 or 32"), (47, "32 or 48"), (8, "16 or 32")])
+def test_a_size_that_patches_do_not_cover_is_refused(size, nearest):
+    with pytest.raises(
+        UserError, match=rf"patches of 16 px, one every 16 px, .* {size} px: set input_size to {nearest}"
+    ):
+        build("test_vit", input_size=size)
+
+
+def test_patches_that_overlap_are_counted_right():
+    assert build("pit_ti_224", input_size=40)(torch.rand(1, 3, 40, 40)).logits.shape == (1, 7)
+    with pytest.raises(UserError, match=r"patches of 16 px, one every 8 px, .* 36 px: set input_size to 32 or 40"):
+        build("pit_ti_224", input_size=36)
+
+
+def node(name: str, **own) -> dict:
+    return {"_target_": "distill.models.adapters.TimmNetwork", "name": name, "pretrained": False, "drop_path": None} | {
+        "num_classes": 7,
+        **own,
+    }
+
+
+@pytest.mark.parametrize(("own", "size"), [({"input_size": 48}, 48), ({"input_size": None}, 160), ({}, 160)])
+def test_it_resizes_to_the_size_it_was_built_for(own, size):
+    network = build_network(
+        node("test_vit", **own), what="student", num_classes=7, mean=[0.5] * 3, std=[0.5] * 3, seed=0
+    )
+    assert network.input_size == size
+    assert network.shapes(32).logits == 7
+
+
+def test_tokens_and_position_embeddings_are_spared_by_weight_decay():
+    spared = {name for name, p in build("deit_tiny_patch16_224", input_size=32).model.named_parameters() if spares(p)}
+    assert {"cls_token", "pos_embed", "blocks.0.attn.qkv.bias", "norm.weight", "head.bias"} <= spared
+    assert not {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "head.weight"} & spared
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_7", "T2T-ViT-14", "t2t-7", "pvt_tiny", "pvt_ti", "pvt_v1_small"])
+def test_what_people_look_for_and_timm_has_not(name):
+    nearest = "deit_tiny" if name.lower().startswith("t2t") else "pvt_v2_b0"
+    with pytest.raises(
+        UserError, match=rf"^timm has no .*, so {name} cannot be had; the nearest it has is {nearest}\.$"
+    ):
+        build(name)
+    assert timm.is_model("pvt_v2_b0")
+    assert not timm.list_models("*t2t*")
 
 
 class Foreign(nn.Module):

@@ -42,7 +42,10 @@ def folder(tmp_path):
 
 def network_of(node):
     values = OmegaConf.to_container(node, resolve=True)
-    return instantiate({key: value for key, value in values.items() if key not in USES})
+    own = {key: value for key, value in values.items() if key not in USES}
+    if "timm" in values["_target_"].lower():
+        own["input_size"] = values["input_size"]
+    return instantiate(own)
 
 
 def test_names_are_unique():
@@ -56,7 +59,8 @@ def test_names_are_unique():
 def test_arguments_are_the_signature(entry):
     module, _, kind = entry.target.rpartition(".")
     parameters = signature(getattr(import_module(module), kind)).parameters.values()
-    assert {p.name for p in parameters} == {*entry.arguments, "num_classes"}
+    # a class that takes the size it is used at is told it by `build_network`
+    assert {p.name for p in parameters} - {"input_size"} == {*entry.arguments, "num_classes"}
     assert all(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters)
 
 
@@ -110,6 +114,7 @@ def test_every_network_can_be_chosen(folder, name):
     config = compose("config", [f"student={name}", f"teacher={name}"])
     student, teacher = (OmegaConf.to_container(node, resolve=True) for node in (config.student, config.teacher))
     used = {"label": name, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": None, "weights": None}
+    used |= by_name(name).uses
     assert {key: value for key, value in student.items() if key in USES} == used
     assert student["num_classes"] == 7
     assert teacher == {**student, "weights": f"weights/toy/{name}.safetensors", **OF_TEACHER}

@@ -99,6 +99,16 @@ class ImageData(pl.LightningDataModule, ABC):
         return "holdout" if self.holdout else "test"
 
     @property
+    def train_size(self) -> int:
+        """Height and width of the images of a training batch, where they are not as those of others."""
+        return self.size
+
+    @property
+    def device_bytes(self) -> int:
+        """What the training set and what is evaluated on take of the device's memory beside their batches."""
+        return 0
+
+    @property
     def num_views(self) -> int | None:
         """Different views of a training image that the augmentation draws from; None: without number."""
         return None

@@ -240,6 +240,11 @@ class ResidentData(ImageData):
     def num_views(self) -> int | None:
         return None if self.rotation else count_views(padding=self.padding, flip=self.flip)
 
+    @property
+    def device_bytes(self) -> int:
+        padded = 3 * (self.size + 2 * self.padding) ** 2
+        return padded * self.num_samples + int(self._parts[self.evaluated_on].images.numel())
+
     def fingerprint(self) -> str:
         """A hash of all images, their labels and the augmentation."""
         if self.rotation:

@@ -4,7 +4,7 @@ The variant of MLKD's public code (Jin-Ying/Multi-Level-Logit-Distillation): two
 at uniform magnitude, on whole grey values as PIL computes them, then a filled square.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -53,22 +53,22 @@ def solarize(x: Tensor, threshold: Tensor) -> Tensor:
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Between black (0) and the image (1)."""
+    """Between black (0) and the image (1), or beyond."""
     return _blend(torch.zeros_like(x), x, factor)
 
 
 def color(x: Tensor, factor: Tensor) -> Tensor:
-    """Between the grey image (0) and the image (1)."""
+    """Between the grey image (0) and the image (1), or beyond."""
     return _blend(_grey(x), x, factor)
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Between the image's mean grey (0) and the image (1)."""
+    """Between the image's mean grey (0) and the image (1), or beyond."""
     return _blend((_grey(x).mean((2, 3), keepdim=True) + 0.5).floor(), x, factor)
 
 
 def sharpness(x: Tensor, factor: Tensor) -> Tensor:
-    """Between the smoothed image (0), whose border is not smoothed, and the image (1)."""
+    """Between the smoothed image (0), whose border is not smoothed, and the image (1), or beyond."""
     inner = x[:, :, 1:-1, 1:-1]
     smooth = x.clone()
     smooth[:, :, 1:-1, 1:-1] = ((F.avg_pool2d(x, 3, 1, divisor_override=1) + 4 * inner) / 13 + 0.5).floor()
@@ -77,14 +77,16 @@ def sharpness(x: Tensor, factor: Tensor) -> Tensor:
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
     """Turn about the centre, anticlockwise."""
+    return _warp(x, *turned(x, degrees))
+
+
+def turned(x: Tensor, degrees: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Where a pixel comes from in a rotation about the centre: a, b, c across and likewise down, see `_warp`."""
     angle = _spread(degrees).squeeze(1) * (torch.pi / 180)
     cos, sin = angle.cos(), angle.sin()
     height, width = x.shape[2:]
-    return _warp(
-        x,
-        (cos, -sin, (width - cos * width + sin * height) / 2),
-        (sin, cos, (height - sin * width - cos * height) / 2),
-    )
+    across = (cos, -sin, (width - cos * width + sin * height) / 2)
+    return across, (sin, cos, (height - sin * width - cos * height) / 2)
 
 
 def shear_x(x: Tensor, slope: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ def _grey(x: Tensor) -> Tensor:
 
 
 def _blend(other: Tensor, x: Tensor, factor: Tensor) -> Tensor:
-    return (other + _spread(factor) * (x - other)).floor()
+    return (other + _spread(factor) * (x - other)).floor().clamp(0, 255)
 
 
 def _warp(x: Tensor, across: tuple[Tensor | int, ...], down: tuple[Tensor | int, ...]) -> Tensor:
@@ -200,21 +202,26 @@ def strengthen(images: Tensor, drawn: Draw) -> Tensor:
     """
     x = images.float().contiguous()
     for operations, magnitudes in zip(drawn.operations.T, drawn.magnitudes.T, strict=True):
-        x = _apply(x, operations, magnitudes)
+        x = apply(x, [operation for operation, *_ in OPERATIONS], operations, magnitudes)
     return _cut_out(x, drawn.cuts).to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
-def _apply(x: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
-    """Each row's own operation, on all rows that share it at once: the host, which drew them, knows how many."""
+def apply(x: Tensor, table: Sequence[Operation], operations: Tensor, magnitudes: Tensor) -> Tensor:
+    """Each row's own operation, on all rows that share it at once: the host, which drew them, knows how many.
+
+    Args:
+        x: See `Operation`.
+        table: All operations.
+        operations: Place in the table of each row's, shape (images,), int64, on the CPU.
+        magnitudes: Of each, shape (images,), likewise.
+    """
     order = operations.argsort(stable=True)
-    counts = operations.bincount(minlength=len(OPERATIONS)).tolist()
+    counts = operations.bincount(minlength=len(table)).tolist()
     back, order, magnitudes = (
         tensor.to(x.device, non_blocking=True) for tensor in (order.argsort(), order, magnitudes[order])
     )
-    groups = zip(
-        OPERATIONS, torch.split(x.index_select(0, order), counts), torch.split(magnitudes, counts), strict=True
-    )
-    return torch.cat([operation(rows, own) for (operation, *_), rows, own in groups if len(rows)]).index_select(0, back)
+    groups = zip(table, torch.split(x.index_select(0, order), counts), torch.split(magnitudes, counts), strict=True)
+    return torch.cat([operation(rows, own) for operation, rows, own in groups if len(rows)]).index_select(0, back)
 
 
 def _cut_out(x: Tensor, cuts: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ compared with lies in two memory banks that hold one row per training image.
 
 import logging
 import math
-import os
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill import memory
+from distill.capacity import total_memory
 from distill.distillers.connectors import require
 from distill.distillers.contract import Distiller
 from distill.distillers.kd import full_precision
@@ -179,15 +179,12 @@ def _state_memory(samples: int, features: int) -> None:
     Raises:
         UserError: Saying how many features would fit.
     """
-    there = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
-    if torch.cuda.is_available():
-        gpus = range(torch.cuda.device_count())
-        there.append(max(torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus))
+    there = total_memory()
     column = 2 * samples * torch.get_default_dtype().itemsize
     size = f"CRD's two banks of {samples:,} x {features:,} numbers take {features * column / 1e9:,.2f} GB"
-    if there and features * column > min(there):
+    if there is not None and features * column > there:
         raise UserError(
-            f"{size}, more than the {min(there) / 1e9:,.1f} GB there are: set embedding_dim to less than"
-            f" {min(there) // column:,}, or train on fewer images."
+            f"{size}, more than the {there / 1e9:,.1f} GB there are: set embedding_dim to less than"
+            f" {there // column:,}, or train on fewer images."
         )
     log.info("%s, in memory and in each checkpoint", size)

@@ -5,13 +5,12 @@ sample, away from a queue of past rows (instance-wise) and from the batch's (sam
 its class (category-wise).
 """
 
-import os
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill import memory
+from distill.capacity import total_memory
 from distill.distillers.contract import Distiller
 from distill.distillers.dkd import ramp
 from distill.distillers.infonce import Lengths, infonce
@@ -373,15 +372,10 @@ def _length(asked: int | None, spec: Spec) -> int:
 
 def _check_memory(entries: int, classes: int, dtype: torch.dtype) -> None:
     """Refuse a queue that is larger than the memory of the machine, or of its GPUs where it has any."""
-    there = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
-    if torch.cuda.is_available():
-        # unlike `mem_get_info`, this puts no context on a GPU that another process trains on
-        gpus = range(torch.cuda.device_count())
-        there.append(max(torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus))
-    row = classes * dtype.itemsize
-    if there and entries * row > min(there):
+    row, there = classes * dtype.itemsize, total_memory()
+    if there is not None and entries * row > there:
         smaller = " or queue_dtype=bfloat16, which halves it" if dtype.itemsize > 2 else ""
         raise UserError(
             f"a queue of {entries:,} x {classes:,} numbers takes {entries * row / 1e9:,.1f} GB, more than the "
-            f"{min(there) / 1e9:,.1f} GB there are: set queue_length to less than {min(there) // row:,}{smaller}"
+            f"{there / 1e9:,.1f} GB there are: set queue_length to less than {there // row:,}{smaller}"
         )

@@ -1,12 +1,14 @@
 """Networks from elsewhere: any timm model by name, and any module that answers with logits."""
 
+import contextlib
 import difflib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from distill import zoo
 from distill.errors import UserError
 from distill.models import layers
 from distill.models.network import Network
@@ -25,13 +27,18 @@ class TimmNetwork(Network):
         name: As in `timm.list_models()`, with a tag of pretrained weights or without.
         pretrained: Whether to fetch the published weights; the classifier is new if their classes are others.
         drop_path: Rate of stochastic depth; None for the model's own.
+        input_size: Height and width of the images it will see, in px. Vision transformers are built for one size, which
+            their position embedding depends on: for this one, or their own if None. Models that take any size, as
+            convolutional networks do, are the same for all.
         num_classes: Columns of the logits.
 
     Raises:
         UserError: If the name is unknown, the model cannot be built so, or its weights cannot be had.
     """
 
-    def __init__(self, *, name: str, pretrained: bool, drop_path: float | None, num_classes: int) -> None:
+    def __init__(
+        self, *, name: str, pretrained: bool, drop_path: float | None, input_size: int | None, num_classes: int
+    ) -> None:
         import timm  # takes seconds, which only its users should pay
 
         super().__init__()
@@ -39,25 +46,58 @@ class TimmNetwork(Network):
         if not timm.is_model(name):
             close = difflib.get_close_matches(name, timm.list_models(), n=5)
             hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them."
-            raise UserError(f"timm has no model called {name!r}; {hint}")
+            raise UserError(zoo.absent(name) or f"timm has no model called {name!r}; {hint}")
         self.name = name
         self.pretrained = pretrained
+        how = {"pretrained": pretrained, "num_classes": num_classes, "drop_path_rate": drop_path}
+        self.built_for = input_size
         try:
-            self.model: Any = timm.create_model(
-                name, pretrained=pretrained, num_classes=num_classes, drop_path_rate=drop_path
-            )
+            self.model: Any = self._made_for(input_size, timm.create_model, how)
         except TypeError as error:
             raise UserError(f"timm's {name} cannot be built with drop_path={drop_path}: {error}") from error
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, AssertionError) as error:
             weights = " with pretrained weights" if pretrained else ""
-            raise UserError(f"timm's {name} cannot be built{weights}: {error}") from error
+            at = f" for {input_size} px" if input_size else ""
+            raise UserError(f"timm's {name} cannot be built{weights}{at}: {error}") from error
+        if self.built_for is not None:
+            self._refuse_remainder(self.built_for)
+        for key in getattr(self.model, "no_weight_decay", set)():
+            with contextlib.suppress(AttributeError):  # of a part that this variant lacks
+                cast(Any, self.model.get_parameter(key)).no_decay = True  # read by distill.optim.AdamW
         self._probe()
+
+    def _made_for(self, size: int | None, create: Callable[..., nn.Module], how: dict[str, Any]) -> nn.Module:
+        """The model for one size of images, where it is one of those that are built for one."""
+        if size is not None:
+            try:
+                return create(self.name, img_size=size, **how)
+            except TypeError as error:
+                if "img_size" not in str(error):
+                    raise
+        self.built_for = None
+        return create(self.name, **how)
+
+    def _refuse_remainder(self, size: int) -> None:
+        """Refuse a size that patches do not cover: the rest of the image would be left out without a word."""
+        embedding = getattr(self.model, "patch_embed", None)
+        patches = (m for m in embedding.modules() if isinstance(m, nn.Conv2d)) if embedding is not None else iter(())
+        first = next(patches, None)
+        if first is None or any(first.padding):
+            return
+        patch, stride = first.kernel_size[0], first.stride[0]
+        if size < patch or (size - patch) % stride:
+            below = max(patch, size - (size - patch) % stride)
+            raise UserError(
+                f"timm's {self.name} cuts images into patches of {patch} px, one every {stride} px, which do not cover"
+                f" {size} px: set input_size to {below} or {below + stride}, for instance"
+            )
 
     @torch.no_grad()
     def _probe(self) -> None:
         """Find out which parts of `Output` the model answers exactly."""
         self.gives_maps = self.gives_pooled = self.gives_final = False
-        size = self.model.pretrained_cfg["input_size"]
+        channels, *sides = self.model.pretrained_cfg["input_size"]
+        size = (channels, *(2 * [self.built_for] if self.built_for else sides))
         images = torch.linspace(-1, 1, size[0] * size[1] * size[2]).view(1, *size)
         self.model.eval()
         features = self._features(images)

@@ -8,6 +8,7 @@ import torch
 from distill import record
 from distill.answers import Answers, said, size_of
 from distill.build import OF_NETWORK
+from distill.data.augmented import AugmentedData
 from distill.data.base import ImageData
 from distill.distillers import Distiller
 from distill.errors import UserError
@@ -51,9 +52,10 @@ def answers_for(
             " set teacher.keep=off."
         )
     if data.num_views is None:
+        augmented = " with RandAugment" if isinstance(data, AugmentedData) else ""
         raise UserError(
             f"teacher.keep={keep} needs a finite set of augmented views, but those of data={config['names']['data']}"
-            " are without number: set teacher.keep=off."
+            f"{augmented} are without number: set teacher.keep=off."
         )
     names, classes = data.num_samples * data.num_views, data.num_classes
     if keep == "memory":

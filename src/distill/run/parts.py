@@ -85,7 +85,14 @@ def build_one(config: Config, what: str) -> Network:
     """
     node, data = config[what], config["data"]
     network = build_network(
-        node, what=what, num_classes=data["num_classes"], mean=data["mean"], std=data["std"], seed=config["seed"]
+        node,
+        what=what,
+        num_classes=data["num_classes"],
+        mean=data["mean"],
+        std=data["std"],
+        # where training images are larger than others, one size for both
+        size=data["size"] if "crop_size" in data else None,
+        seed=config["seed"],
     )
     path = node.get("weights")
     if what == "teacher" and path is not None and not Path(path).exists():

@@ -36,6 +36,7 @@ from distill.run import config as settings
 from distill.run.check import OF_PRECISION, check
 from distill.run.config import Config, device_of, rows_of_a_batch, world_of
 from distill.run.finish import finish
+from distill.run.memory import say_memory
 from distill.run.parts import Prepared, prepare
 from distill.run.pictures import show
 
@@ -91,6 +92,8 @@ def carry_out(config: Config, folder: Path) -> float:
     with _alone(folder):
         record.write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
         prepared = prepare(config, folder)  # a user's mistake is said once, before there are ranks
+        if not (folder / LAST).exists():
+            say_memory(config, prepared)
         if world > 1 and not launch.started_by_another():
             with launch.ranks(world, folder), share_of_threads(world):
                 return _fit(config, folder, prepared)
@@ -163,7 +166,7 @@ def assemble(config: Config, folder: Path, parts: Prepared) -> Assembled:
         compile_student(
             parts.student,
             rows=rows_of_a_batch(config, parts.device),
-            size=parts.data.size,
+            size=parts.data.train_size,
             precision=parts.precision,
             device=parts.device,
         )
