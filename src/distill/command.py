@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from distill import zoo
 from distill.data.layout import classes_in
 from distill.errors import UserError
+from distill.gpus import take_gpu
 from distill.mistake import BEFORE_A_JOB, sentence
 
 T = TypeVar("T")
@@ -134,11 +136,18 @@ def answer(main: Callable[[], Any]) -> None:
 
 def speak(run: Callable[[], T]) -> T:
     """Run a job, and say a user's mistake in its one sentence, without a traceback; a sweep goes on with the next."""
+    several = HydraConfig.get().mode == RunMode.MULTIRUN
+    if several:
+        take_gpu(HydraConfig.get().launcher)
     try:
         return run()
     except UserError as error:
         text = " ".join(str(error).split())
         print(text if text.endswith((".", "?")) else f"{text}.", file=sys.stderr)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if several:
             raise
         sys.exit(1)
+    except Exception:
+        if several:  # where it happened: what is carried to the sweep's end has lost it
+            traceback.print_exc()
+        raise

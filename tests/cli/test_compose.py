@@ -12,6 +12,8 @@ from harness import CONF, configure, yaml
 
 GROUPS = ("data", "recipe", "distiller", "optimizer", "trainer", "logger", "experiment")
 NAMES = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in GROUPS}
+# lists of runs are composed one by one, in tests/sweep
+NAMES["experiment"] = [name for name in NAMES["experiment"] if "table" not in yaml(CONF / f"experiment/{name}.yaml")]
 PAIRS = sorted((CONF / "pair").glob("*/*.yaml"), key=str)
 TWEAKS = sorted((CONF / "tweak").glob("*.yaml"), key=str)
 # how train.py builds them, and what it adds

@@ -136,8 +136,13 @@ def _refuse_chance(name: str, top1: float, labels: Tensor) -> None:
         )
 
 
-def prepare(config: Config, folder: Path) -> Prepared:
+def prepare(config: Config, folder: Path, *, measured: bool = True) -> Prepared:
     """Build everything that a checked configuration names, and measure the teacher.
+
+    Args:
+        config: Of the run.
+        folder: Of the run.
+        measured: Whether the teacher's own scores are wanted; otherwise they are None.
 
     Raises:
         UserError: As the parts do.
@@ -177,7 +182,8 @@ def prepare(config: Config, folder: Path) -> Prepared:
             asked = KeptTeacher(asked, answers)
             if answers.folder is not None:
                 where = answers.folder / f"{data.evaluated_on}-{TEACHER}"
-        scores, predictions = measure_teacher(config, asked, data, where, precision, device)
+        if measured:
+            scores, predictions = measure_teacher(config, asked, data, where, precision, device)
     distiller.prepare(student, teacher)
     deployed = distiller.deploy(student, teacher)
     return Prepared(
