@@ -27,6 +27,7 @@ _OF_THE_METHOD = (
     "tweak",
     "data.",
     "trainer.precision",
+    "probe.",
 )
 _NOT_OF_THE_METHOD = (
     *(

@@ -77,6 +77,9 @@ def test_a_linear_probe_is_no_distillation():
     assert published("stl10", *pair, "mcld", probe=True) == 70.61
     assert published("tiny_imagenet", *pair, "none", probe=True) == 34.75
     assert published("tiny_imagenet", "resnet110", "resnet20", "teacher", probe=True) == 26.77
+    assert published("stl10", "resnet110", "resnet110", "teacher", probe=True) == 63.99
+    assert published("stl10", "none", "resnet8x4", "none", probe=True) == 65.18  # of no pair: it learned alone
+    assert published("stl10", "resnet110", "resnet8x4", "mcld", probe=True) is None
     assert published("cifar100", *pair, "mcld", probe=True) is None
 
 

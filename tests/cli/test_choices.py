@@ -93,7 +93,7 @@ def test_neither_tab_nor_help_imports_torch(words, script):
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-@pytest.mark.parametrize("script", ["train", "eval"])
+@pytest.mark.parametrize("script", ["train", "eval", "probe"])
 def test_bash_itself_completes(script):
     """The function that `-sc install=bash` defines accepts our scripts."""
     commands = f"""

@@ -16,6 +16,7 @@ NOTHING = "–"
 FIRST = ("none", "kd")  # the baselines open each pair, other methods follow by name
 SPLITS = {"test": "test set", "holdout": "held-out part of the training set"}
 KINDS = {"probe": "linear probe"}
+UNSTATED = "comes from a protocol that it does not state"
 TITLES = {"top1": "top-1", "top5": "top-5"}
 PLAIN_DOT = "optimizer=dot"
 
@@ -61,7 +62,8 @@ class Row:
     @property
     def pair(self) -> str:
         """Teacher and student in words."""
-        return self.student if self.teacher == "none" else f"{self.teacher} → {self.student}"
+        alone = self.teacher == "none" or self.distiller == "teacher"
+        return self.student if alone else f"{self.teacher} → {self.student}"
 
     @property
     def label(self) -> str:
@@ -212,8 +214,8 @@ def markdown(rows: list[Row], notes: Iterable[str] = (), *, metric: Metric = "to
         block = [f"## {heading}, {epochs} epochs, {SPLITS.get(split, split)}", ""]
         block += ["| " + " | ".join(cells) + " |" for cells in lines]
         if any(row.paper(metric) and not row.comparable for row in members):
-            full = paper.EPOCHS[data]
-            block += ["", f"\\* The paper's number is for {full} epochs and the test set; no difference is taken."]
+            why = UNSTATED if kind == "probe" else f"is for {paper.EPOCHS[data]} epochs and the test set"
+            block += ["", f"\\* The paper's number {why}; no difference is taken."]
         blocks.append("\n".join(block))
     blocks.append(
         "Mean ± sample standard deviation over seeds, in percent; the best epoch is that of the best top-1. The "
