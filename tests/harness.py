@@ -37,15 +37,15 @@ def evaluate(*overrides: str) -> dict[str, float]:
     return score(command.composed(CONF, "eval", [*overrides, "trainer.precision=32-true"]))
 
 
+def probe(*overrides: str) -> list[Path]:
+    """`python src/probe.py ...`; the folder of each probe."""
+    return probes.probe(command.composed(CONF, "probe", overrides))
+
+
 def export(*overrides: str) -> Path:
     """`python src/export.py ...`, with as little measuring as can be."""
     short = ("check.rows=70", "latency.times=1", "latency.batches=[1,3]", "trainer.accelerator=cpu")
     return exporting.export(command.composed(CONF, "export", [*short, *overrides]))
-
-
-def probe(*overrides: str) -> list[Path]:
-    """`python src/probe.py ...`; the folder of each probe."""
-    return probes.probe(command.composed(CONF, "probe", overrides))
 
 
 class Killed(BaseException):

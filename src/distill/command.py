@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from distill import zoo
 from distill.data.layout import classes_in
 from distill.errors import UserError
+from distill.gpus import take_gpu
 from distill.mistake import BEFORE_A_JOB, sentence
 
 T = TypeVar("T")
@@ -31,6 +33,14 @@ def scaled(value: Any, *, _root_: DictConfig) -> Any:
     if isinstance(value, list | ListConfig):
         return [v * factor for v in value]
     return value * factor
+
+
+def of_data(numbers: Mapping[str, Any], otherwise: Any, *, _root_: DictConfig) -> Any:
+    """The number that belongs to the data set of a run: `${of_data:{imagenet:0.09},0.075}`.
+
+    For what knows of no pair of networks and of no recipe, as an optimizer.
+    """
+    return numbers.get(_root_.names.data, otherwise)
 
 
 def folder_name(text: str) -> str:
@@ -71,6 +81,7 @@ def offer() -> None:
     # Hydra copies its sources at every question to them, this singleton with all networks included: --help took seconds
     setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
     OmegaConf.register_new_resolver("scaled", scaled, replace=True)
+    OmegaConf.register_new_resolver("of_data", of_data, replace=True)
     OmegaConf.register_new_resolver("classes_in", classes_in, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("method_name", method_name, replace=True)
@@ -125,11 +136,18 @@ def answer(main: Callable[[], Any]) -> None:
 
 def speak(run: Callable[[], T]) -> T:
     """Run a job, and say a user's mistake in its one sentence, without a traceback; a sweep goes on with the next."""
+    several = HydraConfig.get().mode == RunMode.MULTIRUN
+    if several:
+        take_gpu(HydraConfig.get().launcher)
     try:
         return run()
     except UserError as error:
         text = " ".join(str(error).split())
         print(text if text.endswith((".", "?")) else f"{text}.", file=sys.stderr)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if several:
             raise
         sys.exit(1)
+    except Exception:
+        if several:  # where it happened: what is carried to the sweep's end has lost it
+            traceback.print_exc()
+        raise

@@ -17,7 +17,7 @@ from distill.record import write_text
 
 
 class Keeper(Checkpoint):
-    """Writes to the run's folder after each epoch, and within epochs every few minutes.
+    """Writes to the run's folder after each epoch, within epochs every few minutes, and when it is told to stop.
 
     A subclass of Lightning's `Checkpoint` because those run last: what they save is complete.
 
@@ -25,16 +25,25 @@ class Keeper(Checkpoint):
         folder: The run's folder.
         minutes: Between checkpoints within an epoch; None for none.
         steps: Optimizer steps between them, instead of or beside the minutes; None for none.
+        epochs: Between checkpoints after epochs; the best and the last are saved in any case.
         metrics_csv: Whether metrics.csv is written.
         check_every: Batches between looks at the clock and at whether the loss is finite.
     """
 
     def __init__(
-        self, folder: Path, *, minutes: float | None, steps: int | None, metrics_csv: bool, check_every: int
+        self,
+        folder: Path,
+        *,
+        minutes: float | None,
+        steps: int | None,
+        epochs: int,
+        metrics_csv: bool,
+        check_every: int,
     ) -> None:
         self.folder = folder
         self.minutes = minutes
         self.steps = steps
+        self.epochs = epochs
         self.metrics_csv = metrics_csv
         self.check_every = check_every
         self.best: dict[str, float] = {}
@@ -43,6 +52,7 @@ class Keeper(Checkpoint):
         self.images_per_second: list[float] = []
         self._since = time.monotonic()
         self._saved = time.monotonic()
+        self._whole = False
 
     # ------------------------------------------------------------------ state
 
@@ -52,12 +62,14 @@ class Keeper(Checkpoint):
             "last": self.last,
             "seconds": self.seconds + time.monotonic() - self._since,
             "images_per_second": self.images_per_second,
+            "whole": self._whole,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.last = state_dict["best"], state_dict["last"]
         self.seconds = state_dict["seconds"]
         self.images_per_second = state_dict["images_per_second"]
+        self._whole = state_dict.get("whole", False)
 
     # ------------------------------------------------------------------ hooks
 
@@ -65,7 +77,7 @@ class Keeper(Checkpoint):
         self._since = self._saved = time.monotonic()
         if trainer.is_global_zero:
             cut_back(self.folder / METRICS, epochs=int(self.last.get("epoch", 0)))
-            if self.best and self.best == self.last and (self.folder / LAST).exists():
+            if self._whole and self.best == self.last and (self.folder / LAST).exists():
                 link(self.folder / LAST, self.folder / BEST)  # in case it was stopped between the two
 
     def on_train_batch_end(
@@ -78,7 +90,7 @@ class Keeper(Checkpoint):
         # gradients of a half-accumulated step are in no checkpoint, and the last batch's is the epoch's own
         if (batch_idx + 1) % pl_module.accumulate or batch_idx + 1 >= trainer.num_training_batches:
             return
-        if self.steps and trainer.global_step % self.steps == 0:
+        if (self.steps and trainer.global_step % self.steps == 0) or told_to_stop(trainer):
             self._save(trainer, pl_module)
         elif self.minutes is not None and looks:
             late = time.monotonic() - self._saved > 60 * self.minutes
@@ -95,7 +107,9 @@ class Keeper(Checkpoint):
             self.best = self.last
         if trainer.is_global_zero and self.metrics_csv:
             append(self.folder / METRICS, row)
-        self._save(trainer, pl_module)
+        epoch = pl_module.current_epoch + 1
+        if better or epoch % self.epochs == 0 or epoch == trainer.max_epochs or told_to_stop(trainer):
+            self._save(trainer, pl_module, whole=True)
         if better and trainer.is_global_zero:
             link(self.folder / LAST, self.folder / BEST)
 
@@ -103,10 +117,16 @@ class Keeper(Checkpoint):
         self.seconds += time.monotonic() - self._since
         self._since = time.monotonic()
 
-    def _save(self, trainer: pl.Trainer, pl_module: Distillation) -> None:
+    def _save(self, trainer: pl.Trainer, pl_module: Distillation, *, whole: bool = False) -> None:
         pl_module.check_finite()
+        self._whole = whole  # whether it holds the weights that the last scores are of
         trainer.save_checkpoint(self.folder / LAST)
         self._saved = time.monotonic()
+
+
+def told_to_stop(trainer: pl.Trainer) -> bool:
+    """Whether SIGTERM has come; of several ranks none can save alone."""
+    return trainer.world_size == 1 and trainer.received_sigterm
 
 
 def link(source: Path, target: Path) -> None:

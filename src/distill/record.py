@@ -5,6 +5,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,15 @@ _NOT_OF_THE_METHOD = (
     ),
     *("student.name", "student.label"),
 )
-_NOT_IN_THE_HASH = ("logger", "trainer", "checkpoint", "resume", "names")
-PATHS = ("root", "weights", "download", "workers", "prefetch", "eval_batch_size", "keep", "keep_in")
+_NOT_IN_THE_HASH = ("logger", "checkpoint", "resume", "hash", "score_test")
+PATHS = ("root", "download", "workers", "prefetch", "eval_batch_size", "keep", "keep_in")
+# of the trainer: where and how fast it computes, what it shows
+_OF_THE_DEVICE = (
+    *("_target_", "accelerator", "devices", "num_nodes", "strategy", "compile", "deterministic", "benchmark"),
+    *("log_every_n_steps", "enable_progress_bar", "profiler"),
+)
+_LEFT_OUT = {"trainer": _OF_THE_DEVICE}
+_FILES = ("weights", "file")  # of a network
 
 
 def variant(overrides: Iterable[str]) -> str:
@@ -59,15 +67,38 @@ def file_name(path: str | None) -> str | None:
 
 
 def fingerprint(config: dict[str, Any]) -> str:
-    """Of what decides a run's result: the configuration without paths, logger and device; 16 hex digits."""
-    kept = {
-        key: {k: v for k, v in value.items() if k not in PATHS} if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in _NOT_IN_THE_HASH
-    }
-    kept["names"], kept["precision"] = config["names"], config["trainer"]["precision"]
-    text = json.dumps(kept, sort_keys=True, default=str)
+    """Of what decides a run's result: the configuration without paths, logger and device; 16 hex digits.
+
+    A file of weights counts by its content, wherever it lies.
+    """
+    kept = {key: value for key, value in config.items() if key not in _NOT_IN_THE_HASH}
+    for key, value in kept.items():
+        if isinstance(value, dict):
+            kept[key] = {k: v for k, v in value.items() if k not in _LEFT_OUT.get(key, PATHS)}
+    for network in (kept[group] for group in ("teacher", "student") if kept.get(group)):
+        network |= {key: digest(Path(network[key])) for key in _FILES if network.get(key) is not None}
+    return short_hash(kept)
+
+
+def short_hash(content: Any) -> str:
+    """Of plain data; 16 hex digits."""
+    text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest(path: Path) -> str | None:
+    """SHA-256 of a file, read once as long as it stays the same; None where there is none."""
+    try:
+        state = path.stat()
+        return _digest(path.resolve(), state.st_size, state.st_mtime_ns)
+    except OSError:
+        return None
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions(more: Sequence[str] = ()) -> dict[str, str]:

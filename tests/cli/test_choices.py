@@ -24,7 +24,9 @@ def line(monkeypatch, capsys):
 def choices(group: str) -> set[str]:
     """What the files and the catalogue offer."""
     files = {path.stem for path in (CONF / group).glob("*.yaml")}
-    networks = {entry.name for entry in CATALOGUE} | {"timm"} if group in ("teacher", "student") else set()
+    networks = (
+        {entry.name for entry in CATALOGUE} | {"timm", "torchvision"} if group in ("teacher", "student") else set()
+    )
     return files | networks
 
 
@@ -93,7 +95,7 @@ def test_neither_tab_nor_help_imports_torch(words, script):
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-@pytest.mark.parametrize("script", ["train", "eval", "probe"])
+@pytest.mark.parametrize("script", ["train", "eval", "probe", "export"])
 def test_bash_itself_completes(script):
     """The function that `-sc install=bash` defines accepts our scripts."""
     commands = f"""

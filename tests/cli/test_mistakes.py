@@ -46,8 +46,8 @@ COMPOSED = {
     ),
     "a misspelt group": (
         ("distiler=kd",),
-        "There is no key distiler: the configuration has distiller, seed, resume, checkpoint, names, data, recipe,"
-        " teacher, student, optimizer, trainer, logger.",
+        "There is no key distiler: the configuration has distiller, seed, score_test, resume, checkpoint, names, data,"
+        " recipe, teacher, student, optimizer, trainer, logger, sweep.",
     ),
     "a key of another choice": (
         ("distiller=kd", "distiller.queue_length=9"),
@@ -109,7 +109,7 @@ KEYS = {
     "~distiller.temperature": "distiller lacks temperature: KD needs temperature, ce_weight, kd_weight.",
     "distiller.temperature=hot": "distiller.temperature=hot does not fit: KD takes a number.",
     "+distiler.temperature=4": "There is no key distiler: the configuration has distiller, data, recipe,",
-    "+checkpoint.minuts=1": "There is no key checkpoint.minuts: checkpoint has minutes, steps.",
+    "+checkpoint.minuts=1": "There is no key checkpoint.minuts: checkpoint has minutes, epochs, steps.",
     "+student.deep=8": "There is no key student.deep: CifarResNet takes depth, widths, num_classes.",
     "student.widths=8": "student.widths=8 does not fit: CifarResNet takes a list, of a whole number each.",
     "+data.colour=1": "There is no key data.colour: Digits takes ",
@@ -212,7 +212,7 @@ def test_a_method_without_its_teacher(tmp_path):
 def test_a_teacher_without_weights_says_how_to_get_them(tmp_path):
     text = mistake(tmp_path, *BASE, "teacher=resnet56", "student=resnet8")
     assert text.startswith("teacher=resnet56 has no weights at weights/digits/resnet56.safetensors: ")
-    assert "`python scripts/teachers.py fetch`" in text
+    assert "`python scripts/teachers.py fetch resnet56`" in text
     assert "`python src/train.py data=digits distiller=none teacher=none student=resnet56`" in text
 
 

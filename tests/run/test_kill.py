@@ -1,4 +1,4 @@
-"""`kill -9` on the real command line, and the one command that goes on from there."""
+"""`kill` and `kill -9` on the real command line, and the one command that goes on from there."""
 
 import os
 import signal
@@ -28,14 +28,18 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
+def wait_for(file: Path, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not file.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_killed_process_resumes_with_equal_bits(tmp_path: Path) -> None:
     killed = start(tmp_path, *RUN, "checkpoint.steps=7", "hydra.run.dir=killed")
     whole = start(tmp_path, *RUN, "hydra.run.dir=whole")
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed/last.ckpt").exists():
-        assert killed.poll() is None, killed.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(tmp_path / "killed/last.ckpt", killed)
     time.sleep(0.3)  # anywhere: in a step, or while something is written
     killed.send_signal(signal.SIGKILL)
     killed.wait()
@@ -44,8 +48,31 @@ def test_killed_process_resumes_with_equal_bits(tmp_path: Path) -> None:
     for process in (whole, resumed):
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
-    one, other = harness.state(tmp_path / "whole"), harness.state(tmp_path / "killed")
+    assert_equal(tmp_path / "whole", tmp_path / "killed")
+
+
+def assert_equal(whole: Path, resumed: Path) -> None:
+    """Bits of the state, and every logged number but the speed."""
+    one, other = harness.state(whole), harness.state(resumed)
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    curves = [(tmp_path / run / "metrics.csv").read_text().splitlines() for run in ("whole", "killed")]
+    curves = [(run / "metrics.csv").read_text().splitlines() for run in (whole, resumed)]
     assert [line.rsplit(",", 1)[0] for line in curves[0]] == [line.rsplit(",", 1)[0] for line in curves[1]]
+
+
+def test_a_process_told_to_stop_saves_where_it_is(tmp_path: Path) -> None:
+    """As schedulers do with SIGTERM; no other checkpoint is due but those of the best epochs."""
+    rare = ("checkpoint.minutes=null", "checkpoint.epochs=99")
+    stopped = start(tmp_path, *RUN, *rare, "hydra.run.dir=stopped")
+    wait_for(tmp_path / "stopped/best.ckpt", stopped)
+    written = (tmp_path / "stopped/last.ckpt").stat().st_mtime_ns
+    stopped.send_signal(signal.SIGTERM)
+    output, _ = stopped.communicate(timeout=120)
+    assert stopped.returncode == 128 + signal.SIGTERM, output
+    assert "resume=" in output
+    assert (tmp_path / "stopped/last.ckpt").stat().st_mtime_ns > written
+    assert not (tmp_path / "stopped/result.json").exists()
+    config = harness.configure(*RUN)
+    harness.execute(config, tmp_path / "whole")
+    harness.execute(config, tmp_path / "stopped")
+    assert_equal(tmp_path / "whole", tmp_path / "stopped")

@@ -1,6 +1,8 @@
 """A run that is stopped anywhere and goes on ends with the bits of one that was not."""
 
+import fcntl
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -10,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import harness
+from distill.errors import UserError
+from distill.keeper import Keeper
 
 # the queue wraps within the first epoch
 SHORT_QUEUE = ("distiller.queue_length=600",)
@@ -34,6 +38,10 @@ def rows(folder: Path) -> list[list[str]]:
     """metrics.csv without the column that measures time."""
     lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
     return [line[:-1] for line in lines]
+
+
+def columns(folder: Path) -> list[str]:
+    return rows(folder)[0]
 
 
 @pytest.mark.parametrize("name", harness.METHODS)
@@ -82,3 +90,38 @@ def test_killed_twice_and_between_epochs(tmp_path: Path, whole: Path) -> None:
         harness.execute(config, tmp_path, kill_at=step)
     harness.execute(config, tmp_path)
     assert_equal_bits(whole, tmp_path)
+
+
+def test_checkpoints_only_every_few_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the best, the due and the last epoch is written; the scores are those of all."""
+    saved = []
+    save = Keeper._save
+    monkeypatch.setattr(Keeper, "_save", lambda self, *a, **k: (saved.append(self.last["epoch"]), save(self, *a, **k)))
+    config = harness.configure(*harness.SMALL, *method("kd"), "recipe.epochs=8", "recipe.lr=1", "checkpoint.epochs=3")
+    harness.execute(config, tmp_path)
+    top1 = [float(row[columns(tmp_path).index("test/top1")]) for row in rows(tmp_path)[1:]]
+    better = {epoch for epoch in range(1, 9) if top1[epoch - 1] > max([-1.0, *top1[: epoch - 1]])}
+    assert saved == sorted(better | {3, 6, 8})
+    assert len(saved) < 8
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    config = harness.configure(*harness.SMALL, *method("kd"), "recipe.epochs=1")
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match=r"^Another process is training in .*: wait for it, or end it\.$"):
+        harness.execute(config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    os.close(handle)
+    harness.execute(config, tmp_path)
+    assert (tmp_path / "result.json").exists()
+
+
+def test_the_best_is_not_replaced_by_what_followed_it(tmp_path: Path) -> None:
+    """The last checkpoint is of a step after the epoch that was the best so far."""
+    config = harness.configure(*harness.SMALL, *method("kd"), "checkpoint.steps=1")
+    harness.execute(config, tmp_path, kill_at=8)
+    best = (tmp_path / "best.ckpt").read_bytes()
+    assert (tmp_path / "last.ckpt").read_bytes() != best
+    harness.execute(config, tmp_path, kill_at=0)
+    assert (tmp_path / "best.ckpt").read_bytes() == best

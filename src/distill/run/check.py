@@ -11,8 +11,9 @@ from distill.run.config import Config
 
 OF_A_RUN = (
     *("data", "recipe", "teacher", "student", "distiller", "optimizer", "trainer", "logger"),
-    *("seed", "resume", "checkpoint", "names"),
+    *("seed", "score_test", "resume", "checkpoint", "names"),
 )
+OF_THE_RECORD = ("variant", "hash")
 # each rank is a process with the whole student; others would need other checkpoints
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 # arguments of the Trainer that a run sets itself
@@ -27,7 +28,7 @@ OF_OUR_OWN = (
     *("callbacks", "plugins", "use_distributed_sampler", "inference_mode"),
     *("num_sanity_val_steps", "enable_model_summary"),
 )
-OF_CHECKPOINT = ("minutes", "steps")
+OF_CHECKPOINT = ("epochs", "minutes", "steps")
 OF_PRECISION = ("precision", "compile")  # read here, and no arguments of the Trainer
 COMPILE = ("auto", True, False)
 KEEP = ("off", "memory", "disk")
@@ -41,8 +42,10 @@ def check(config: Config) -> None:
     Raises:
         UserError: If a key is unknown or missing, or a value is out of range.
     """
-    check_keys({k: v for k, v in config.items() if k != "variant"}, OF_A_RUN, "the configuration", "")
+    check_keys({k: v for k, v in config.items() if k not in OF_THE_RECORD}, OF_A_RUN, "the configuration", "")
     check_keys(config["checkpoint"], OF_CHECKPOINT, "checkpoint", "checkpoint.")
+    if not isinstance(every := config["checkpoint"].get("epochs", 1), int) or every < 1:
+        raise UserError(f"checkpoint.epochs={every} must be a whole number of at least 1.")
     recipe = config["recipe"]
     check_recipe(recipe)
     if not isinstance(config["seed"], int):

@@ -31,6 +31,8 @@ def resolve(cfg: DictConfig) -> Config:
         UserError: If a value is missing, or there is no recipe for the data set.
     """
     _refuse_hidden_files()
+    if cfg.get("table"):
+        raise UserError(f"experiment={cfg.table.name} is a list of runs: add -m to carry them out.")
     if cfg.get("recipe") is None:
         raise UserError(_no_recipe(cfg.names.data))
     if missing := _missing(OmegaConf.to_container(cfg)):
@@ -39,6 +41,7 @@ def resolve(cfg: DictConfig) -> Config:
         config = plain(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}.") from error
+    config.pop("sweep", None)
     for group in ("teacher", "student"):
         if config.get(group):
             config["names"][group] = config[group].get("label") or config["names"][group]

@@ -56,9 +56,9 @@ def finish(config: Config, folder: Path, parts: Prepared, keeper: Keeper) -> flo
         "device": record.device_name(parts.device),
         "versions": record.versions(),
         "commit": record.commit(),
-        "hash": record.fingerprint(config),
+        "hash": config["hash"],
     }
-    if data.evaluated_on == "holdout":
+    if data.evaluated_on == "holdout" and config.get("score_test", True):
         result["test"] = _test_scores(folder, parts, deployed)
     record.write_json(folder / RESULT, result)
     best, last = keeper.best, keeper.last

@@ -91,9 +91,9 @@ def build_one(config: Config, what: str) -> Network:
     if what == "teacher" and path is not None and not Path(path).exists():
         name, of = config["names"]["teacher"], config["names"]["data"]
         raise UserError(
-            f"teacher={name} has no weights at {path}: fetch the published teachers with"
-            f" `python scripts/teachers.py fetch`, or train one with `python src/train.py data={of} distiller=none"
-            f" teacher=none student={name}` and then `python scripts/teachers.py install RUN_FOLDER`"
+            f"teacher={name} has no weights at {path}: fetch published ones with"
+            f" `python scripts/teachers.py fetch {name}`, or train one with `python src/train.py data={of}"
+            f" distiller=none teacher=none student={name}` and then `python scripts/teachers.py install RUN_FOLDER`"
             " (or name a file with teacher.weights=FILE)."
         )
     give_weights(network, path, what=what)
@@ -136,8 +136,13 @@ def _refuse_chance(name: str, top1: float, labels: Tensor) -> None:
         )
 
 
-def prepare(config: Config, folder: Path) -> Prepared:
+def prepare(config: Config, folder: Path, *, measured: bool = True) -> Prepared:
     """Build everything that a checked configuration names, and measure the teacher.
+
+    Args:
+        config: Of the run.
+        folder: Of the run.
+        measured: Whether the teacher's own scores are wanted; otherwise they are None.
 
     Raises:
         UserError: As the parts do.
@@ -177,7 +182,8 @@ def prepare(config: Config, folder: Path) -> Prepared:
             asked = KeptTeacher(asked, answers)
             if answers.folder is not None:
                 where = answers.folder / f"{data.evaluated_on}-{TEACHER}"
-        scores, predictions = measure_teacher(config, asked, data, where, precision, device)
+        if measured:
+            scores, predictions = measure_teacher(config, asked, data, where, precision, device)
     distiller.prepare(student, teacher)
     deployed = distiller.deploy(student, teacher)
     return Prepared(

@@ -1,9 +1,14 @@
 """One training run, from a command line to its files."""
 
+import fcntl
 import inspect
 import json
 import logging
+import os
+import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from distill import launch, record
 from distill.build import build
@@ -31,8 +37,10 @@ from distill.run.check import OF_PRECISION, check
 from distill.run.config import Config, device_of, rows_of_a_batch, world_of
 from distill.run.finish import finish
 from distill.run.parts import Prepared, prepare
+from distill.run.pictures import show
 
 log = logging.getLogger("distill")
+SEARCHED = "A search would be judged on the test set: keep a part of the training set for it, data.holdout=5000 say."
 # its notices at every start (hardware found and not found, an advertisement) say nothing of the run
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
@@ -53,6 +61,8 @@ def train(cfg: DictConfig) -> float:
     folder = Path(hydra.runtime.output_dir)
     overrides = list(hydra.overrides.task)
     config = settings.resumed(cfg, overrides) if cfg.resume else settings.resolve(cfg)
+    if "optuna" in str(hydra.sweeper) and not config["data"].get("holdout"):
+        raise UserError(SEARCHED)
     if not cfg.resume:
         config["variant"] = record.variant(overrides)
     return carry_out(config, folder)
@@ -72,16 +82,40 @@ def carry_out(config: Config, folder: Path) -> float:
         log.info("%s is finished: last top-1 %.2f", folder, result["last"]["top1"])
         return float(result["last"]["top1"])
     check(config)
+    config["hash"] = record.fingerprint(config)  # of its weights as they are now
     device = device_of(config["trainer"])
     world = world_of(config["trainer"], device)
-    if launch.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+    if launch.rank() != 0:
+        return _fit(config, folder, prepare(config, folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
         record.write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
-    prepared = prepare(config, folder)  # a user's mistake is said once, before there are ranks
-    if world > 1 and not launch.started_by_another():
-        with launch.ranks(world, folder), share_of_threads(world):
-            return _fit(config, folder, prepared)
-    return _fit(config, folder, prepared)
+        prepared = prepare(config, folder)  # a user's mistake is said once, before there are ranks
+        if world > 1 and not launch.started_by_another():
+            with launch.ranks(world, folder), share_of_threads(world):
+                return _fit(config, folder, prepared)
+        return _fit(config, folder, prepared)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder: two sweeps that were begun at once would write one run's checkpoints in turn.
+
+    Raises:
+        UserError: If another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"Another process is training in {folder}: wait for it, or end it.") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def train_rank(folder: Path) -> None:
@@ -151,6 +185,7 @@ def assemble(config: Config, folder: Path, parts: Prepared) -> Assembled:
         folder,
         minutes=config["checkpoint"]["minutes"],
         steps=config["checkpoint"]["steps"],
+        epochs=config["checkpoint"].get("epochs", 1),
         metrics_csv=config["logger"]["metrics_csv"],
         check_every=every,
     )
@@ -173,7 +208,12 @@ def _fit(config: Config, folder: Path, parts: Prepared) -> float:
         if not run.trainer.is_global_zero:
             return run.keeper.last["top1"]
         parts.data.trainer = None  # from here on one process reads the whole of it
-        return finish(config, folder, parts, run.keeper)
+        top1 = finish(config, folder, parts, run.keeper)
+        show(run.loggers, folder, parts)
+        return top1
+    except SIGTERMException as stop:  # by itself it would end the process as if all were well
+        log.info("stopped by SIGTERM: python src/train.py resume=%s goes on", folder)
+        raise SystemExit(128 + signal.SIGTERM) from stop
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
