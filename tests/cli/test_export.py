@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
@@ -294,7 +295,11 @@ def test_a_teacher_that_cannot_be_built_again(runs: Callable[[str], Path], tmp_p
 
 
 def test_the_command_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = here(monkeypatch, capsys, script="export")
+    level = logging.root.level
+    with monkeypatch.context() as patched:  # Hydra sets logging up anew, for the output of this test alone
+        patched.setattr(logging.root, "handlers", [])
+        answer = here(patched, capsys, script="export")
+    logging.root.setLevel(level)
     assert_one_sentence(answer)
     assert answer.error.startswith("Say what to export: source=RUN_FOLDER")
 
