@@ -51,7 +51,7 @@ def expand(rows: Sequence[str], each: str, given: Sequence[str], *, loader: Conf
 
 
 def _choices(overrides: Iterable[Override]) -> dict[str, list[Words]]:
-    """What each key is set to, one after the other; the last of several words for one key counts, in the place of the first."""
+    """What each key is set to; of several words for one key the last counts, in the place of the first."""
     found: dict[str, list[Words]] = {}
     for override in overrides:
         name = override.get_key_element()
