@@ -18,7 +18,8 @@ from distill.record import write_json
 def publish(run: Result, target: Path) -> Path:
     """Copy a run's result.json and metrics.csv; of paths, which belong to a machine, only the names are kept."""
     method = f"{run.distiller} {run.variant}".strip()
-    place = target / run.data / f"{run.teacher}-{run.student}" / f"{run.epochs}_epochs"
+    kind = "" if run.kind == "train" else run.kind
+    place = target / kind / run.data / f"{run.teacher}-{run.student}" / f"{run.epochs}_epochs"
     place = place / f"{folder_name(method)}_seed{run.seed}"
     place.mkdir(parents=True, exist_ok=True)
     content = json.loads(run.path.read_text())

@@ -1,6 +1,8 @@
 """Puts teachers where `teacher=NAME` looks for them: weights/<data>/<name>.safetensors.
 
 python scripts/teachers.py fetch               the six public CIFAR-100 teachers of mdistiller
+python scripts/teachers.py fetch --data imagenet       torchvision's ResNets
+python scripts/teachers.py fetch imagenet_resnet34     one of all these
 python scripts/teachers.py install outputs/... what a finished run has trained
 python scripts/teachers.py list                what is there
 """
@@ -41,6 +43,7 @@ from distill.errors import UserError
 from distill.models import Network
 from distill.scores import evaluate
 
+TORCHVISION = "https://download.pytorch.org/models"
 ARCHIVE = "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar"
 MEMBER = "ckpt_epoch_240.pth"
 TOLERANCE = 0.3  # points of top-1
@@ -54,6 +57,12 @@ DATA: dict[str, Any] = {
     "size": 32,
     "mean": [0.5071, 0.4867, 0.4408],
     "std": [0.2675, 0.2565, 0.2761],
+}
+IMAGENET: dict[str, Any] = {
+    "num_classes": 1000,
+    "size": 224,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
 }
 
 
@@ -79,6 +88,29 @@ TEACHERS = (
     Teacher("cifar_resnet50", "ResNet50", 79.34),
     Teacher("wrn_40_2", "wrn_40_2", 75.61),
     Teacher("vgg13", "vgg13", 74.64),
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """One network of torchvision's; the name of its file ends in the first digits of its SHA-256.
+
+    Attributes:
+        name: In the catalogue.
+        files: Of the same training (IMAGENET1K_V1), the newest first: those behind it are of the papers' time, and may
+            lie on a disk. What is fetched is the first.
+        top1: As torchvision states it, in percent.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    top1: float
+
+
+PUBLISHED = (
+    Published("imagenet_resnet18", ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"), 69.758),
+    Published("imagenet_resnet34", ("resnet34-b627a593.pth", "resnet34-333f7ec4.pth"), 73.314),
+    Published("imagenet_resnet50", ("resnet50-0676ba61.pth", "resnet50-19c8e357.pth"), 76.130),
 )
 
 Measure = Callable[[Network], float]
@@ -193,15 +225,23 @@ def _write(path: Path, text: str) -> None:
 # ---------------------------------------------------------------------- fetch
 
 
-def build(name: str) -> Network:
-    """A network of the catalogue for CIFAR-100, with the normalisation of the public teachers."""
+def build(name: str, data: dict[str, Any] = DATA) -> Network:
+    """A network of the catalogue, with the classes and the normalisation of the public teachers."""
     entry = zoo.by_name(name)
     module, _, target = entry.target.rpartition(".")
     network: Network = getattr(importlib.import_module(module), target)(
-        **entry.arguments, num_classes=DATA["num_classes"]
+        **entry.arguments, num_classes=data["num_classes"]
     )
-    network.normalise(mean=DATA["mean"], std=DATA["std"], input_size=None)
+    network.normalise(mean=data["mean"], std=data["std"], input_size=None)
     return network
+
+
+def recipe(name: str, of: str, data: dict[str, Any]) -> str:
+    """What a file says of how to rebuild a network of the catalogue."""
+    entry = zoo.by_name(name)
+    node = {"_target_": entry.target, **entry.arguments, "num_classes": data["num_classes"]}
+    names = {"data": of, "student": name, "teacher": "none", "distiller": "none"}
+    return json.dumps({"names": names, "data": data, "student": node})
 
 
 def measure_on(root: str) -> Measure | None:
@@ -257,10 +297,7 @@ def install_teacher(
             )
         metadata["top1"] = f"{top1:.2f}"
         said = f"top-1 {top1:.2f}, published {teacher.top1:.2f}"
-    entry = zoo.by_name(teacher.name)
-    node = {"_target_": entry.target, **entry.arguments, "num_classes": DATA["num_classes"]}
-    names = {"data": "cifar100", "student": teacher.name, "teacher": "none", "distiller": "none"}
-    metadata[RECIPE] = json.dumps({"names": names, "data": DATA, "student": node})
+    metadata[RECIPE] = recipe(teacher.name, "cifar100", DATA)
     save_safetensors(network, target, metadata)
     return said
 
@@ -284,7 +321,7 @@ def fetch(
         UserError: If the archive cannot be had or read at all.
     """
     downloads = folder / "downloads"
-    if re.match(r"https?://", source):
+    if _is_url(source):
         archive = downloads / PurePosixPath(source).name
         if not archive.exists():
             download(source, archive, pause=pause)
@@ -329,6 +366,73 @@ def _fetch_one(
         return False
     print(f"{teacher.name}: {said}; {target}")
     return True
+
+
+def fetch_published(
+    source: str, folder: Path, *, networks: Sequence[Published] = PUBLISHED, pause: float = 2.0
+) -> list[str]:
+    """Install torchvision's networks, each checked by the SHA-256 that its name promises.
+
+    Args:
+        source: URL or folder of the files.
+        folder: Of all weights.
+        networks: What to look for.
+        pause: See `download`.
+
+    Returns:
+        The names of those that failed; one does not stop the others.
+    """
+    failed = []
+    for network in networks:
+        target = folder / "imagenet" / f"{network.name}.safetensors"
+        try:
+            file = _had(source, network, folder / "downloads", pause)
+            digest = _promised(file)
+            built = build(network.name, IMAGENET)
+            load_state(built, read_state(file), what=network.name, origin=file.name)
+        except (UserError, OSError) as error:
+            print(f"{network.name}: FAILED, {error}", file=sys.stderr)
+            failed.append(network.name)
+            continue
+        metadata = {"name": network.name, "data": "imagenet", "published_top1": f"{network.top1:.2f}"}
+        metadata |= {"source": f"{source}/{file.name}", "sha256": digest, "key_hash": key_hash(built.state_dict())}
+        save_safetensors(built, target, metadata | {RECIPE: recipe(network.name, "imagenet", IMAGENET)})
+        print(f"{network.name}: SHA-256 as promised, top-1 {network.top1:.2f} as published; {target}")
+    return failed
+
+
+def _had(source: str, network: Published, downloads: Path, pause: float) -> Path:
+    """A network's file, on the disk already or fetched."""
+    places = [downloads] if _is_url(source) else [Path(source)]
+    for file in (place / name for place in places for name in network.files):
+        if file.is_file():
+            return file
+    if not _is_url(source):
+        raise UserError(f"{source} has no {' or '.join(network.files)}: --from takes the URL or folder of these files.")
+    file = downloads / network.files[0]
+    download(f"{source}/{file.name}", file, pause=pause)
+    return file
+
+
+def _promised(file: Path) -> str:
+    """The SHA-256 of a file whose name ends in its first digits.
+
+    Raises:
+        UserError: If it begins otherwise.
+    """
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    promise = file.stem.rpartition("-")[2]
+    if not digest.startswith(promise):
+        raise UserError(
+            f"{file} has SHA-256 {digest[:16]}..., and its name promises {promise}...: it is damaged; delete it and"
+            " fetch again."
+        )
+    return digest
+
+
+def _is_url(source: str) -> bool:
+    return re.match(r"https?://", source) is not None
 
 
 def _made(folder: Path) -> Path:
@@ -425,10 +529,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = result.add_subparsers(dest="command", required=True)
-    fetching = commands.add_parser("fetch", help="download, check and install the public CIFAR-100 teachers")
-    fetching.add_argument("--data", choices=["cifar100"], default="cifar100", help="whose teachers")
+    fetching = commands.add_parser("fetch", help="download, check and install public teachers")
+    fetching.add_argument("names", nargs="*", metavar="NAME", help=f"some of them alone: {', '.join(_known())}")
+    fetching.add_argument("--data", choices=["cifar100", "imagenet"], help="whose teachers (of the names; cifar100)")
     fetching.add_argument("--root", default="data", help="where cifar-100-python/ lies, to measure top-1 (data)")
-    fetching.add_argument("--from", dest="source", default=ARCHIVE, help="another URL of the archive, or its path")
+    fetching.add_argument(
+        "--from", dest="source", help="another URL or path: of the archive, or of a folder of torchvision's"
+    )
     installing = commands.add_parser("install", help="make the student of a finished run a teacher")
     installing.add_argument("run", type=Path, help="a run's folder, or its student.safetensors")
     installing.add_argument("--as", dest="name", help="what to call it (as the student, and what deploys more)")
@@ -439,15 +546,36 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def _known() -> list[str]:
+    return [known.name for known in (*TEACHERS, *PUBLISHED)]
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    names = options.names
+    if unknown := [name for name in names if name not in _known()]:
+        raise UserError(f"{unknown[0]} has no public weights: choose of {', '.join(_known())}.")
+    small = [t for t in TEACHERS if (t.name in names if names else options.data != "imagenet")]
+    large = [p for p in PUBLISHED if (p.name in names if names else options.data == "imagenet")]
+    if (small and options.data == "imagenet") or (large and options.data == "cifar100"):
+        raise UserError(f"{', '.join(names)}: not all of them are of {options.data}; leave --data out.")
+    if small and large and options.source:
+        raise UserError("--from is of one data set: fetch those of CIFAR-100 and of ImageNet one after the other.")
+    failed = []
+    if small:
+        failed += fetch(options.source or ARCHIVE, options.folder, measure=measure_on(options.root), teachers=small)
+    if large:
+        failed += fetch_published((options.source or TORCHVISION).rstrip("/"), options.folder, networks=large)
+    if failed:
+        print(f"{len(failed)} of {len(small) + len(large)} failed: {', '.join(failed)}.", file=sys.stderr)
+    return 1 if failed else 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says; returns the exit status."""
     options = parser().parse_args(arguments)
     try:
         if options.command == "fetch":
-            failed = fetch(options.source, options.folder, measure=measure_on(options.root))
-            if failed:
-                print(f"{len(failed)} of {len(TEACHERS)} failed: {', '.join(failed)}.", file=sys.stderr)
-            return 1 if failed else 0
+            return _fetch(options)
         if options.command == "install":
             path = install(options.run, options.folder, name=options.name, force=options.force)
             print(f"{path}: {choice(path.stem)}")

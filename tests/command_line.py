@@ -31,9 +31,11 @@ def process(*words: str, script: str = "train", **environment: str) -> Answer:
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> Answer:
-    """The same in this process, for what ends before a job begins."""
-    path: Path = ROOT / "src/train.py"
+def here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str, script: str = "train"
+) -> Answer:
+    """The same in this process, for what ends before a job begins, or soon after."""
+    path: Path = ROOT / "src" / f"{script}.py"
     monkeypatch.setattr(sys, "argv", [str(path), *words])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     monkeypatch.setattr(sys, "path", [*sys.path])

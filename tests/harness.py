@@ -9,6 +9,8 @@ from pytorch_lightning import Callback
 
 from distill import command
 from distill.run import config as settings
+from distill.run import export as exporting
+from distill.run import probe as probes
 from distill.run import train
 from distill.run.score import score
 
@@ -33,6 +35,17 @@ def configure(*overrides: str) -> settings.Config:
 def evaluate(*overrides: str) -> dict[str, float]:
     """`python src/eval.py ...` in float32."""
     return score(command.composed(CONF, "eval", [*overrides, "trainer.precision=32-true"]))
+
+
+def probe(*overrides: str) -> list[Path]:
+    """`python src/probe.py ...`; the folder of each probe."""
+    return probes.probe(command.composed(CONF, "probe", overrides))
+
+
+def export(*overrides: str) -> Path:
+    """`python src/export.py ...`, with as little measuring as can be."""
+    short = ("check.rows=70", "latency.times=1", "latency.batches=[1,3]", "trainer.accelerator=cpu")
+    return exporting.export(command.composed(CONF, "export", [*short, *overrides]))
 
 
 class Killed(BaseException):

@@ -35,6 +35,14 @@ def scaled(value: Any, *, _root_: DictConfig) -> Any:
     return value * factor
 
 
+def of_data(numbers: Mapping[str, Any], otherwise: Any, *, _root_: DictConfig) -> Any:
+    """The number that belongs to the data set of a run: `${of_data:{imagenet:0.09},0.075}`.
+
+    For what knows of no pair of networks and of no recipe, as an optimizer.
+    """
+    return numbers.get(_root_.names.data, otherwise)
+
+
 def folder_name(text: str) -> str:
     """What ran, as a folder name: `distiller=kd,seed=1` to `distiller-kd_seed-1`.
 
@@ -73,6 +81,7 @@ def offer() -> None:
     # Hydra copies its sources at every question to them, this singleton with all networks included: --help took seconds
     setattr(ConfigStore, "__deepcopy__", lambda self, memo: self)  # noqa: B010
     OmegaConf.register_new_resolver("scaled", scaled, replace=True)
+    OmegaConf.register_new_resolver("of_data", of_data, replace=True)
     OmegaConf.register_new_resolver("classes_in", classes_in, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("method_name", method_name, replace=True)

@@ -29,18 +29,31 @@ def _composite(method: Node) -> bool:
     return getattr(get_class(method["_target_"]), "deploy", None) is not Distiller.deploy
 
 
-def recipe_of(
-    *, names: dict[str, Any], data: dict[str, Any], student: Any, teacher: Any, method: Any
-) -> dict[str, Any]:
-    """How to rebuild what a method deploys, as plain data that needs no other file.
+def recipe_of(config: dict[str, Any]) -> dict[str, Any]:
+    """How to rebuild what a run's method deploys, as plain data that needs no other file.
 
     The teacher and the method are part of it only where the method deploys more than the student.
+
+    Args:
+        config: The run's, resolved.
     """
-    sizes = {key: data[key] for key in ("num_classes", "size", "mean", "std")}
-    recipe: dict[str, Any] = {"names": names, "data": sizes, "student": _whole(student)}
-    if _composite(method):
-        recipe |= {"teacher": _whole(teacher), "distiller": method}
+    sizes = {key: config["data"][key] for key in ("num_classes", "size", "mean", "std")}
+    recipe: dict[str, Any] = {"names": config["names"], "data": sizes, "student": _whole(config["student"])}
+    if _composite(config["distiller"]):
+        recipe |= {"teacher": _whole(config["teacher"]), "distiller": config["distiller"]}
     return recipe
+
+
+def metadata_of(config: dict[str, Any], *, top1: float | None) -> dict[str, str]:
+    """What a file of a run's deployed student says of it.
+
+    Args:
+        config: The run's, resolved.
+        top1: Of these weights, in percent, where it is known.
+    """
+    names = config["names"]
+    metadata = {RECIPE: json.dumps(recipe_of(config)), "data": names["data"], "name": names["student"]}
+    return metadata if top1 is None else {**metadata, "top1": f"{top1:.2f}"}
 
 
 def _whole(node: Node) -> dict[str, Any]:
@@ -100,8 +113,7 @@ def load_checkpoint(path: str | Path, config: dict[str, Any]) -> nn.Module:
         UserError: If the checkpoint does not fit the run, or parts of the teacher are deployed that it does not hold,
             and the teacher's weights are gone.
     """
-    parts = {key: config[key] for key in ("names", "data", "student")}
-    recipe = recipe_of(**parts, teacher=config.get("teacher"), method=config["distiller"])
+    recipe = recipe_of(config)
     weights = (config.get("teacher") or {}).get("weights")
     gone = weights is not None and not Path(weights).exists()
     built = rebuild(recipe, seed=config["seed"], teacher_weights=None if gone else weights)

@@ -28,6 +28,7 @@ _OF_THE_METHOD = (
     "tweak",
     "data.",
     "trainer.precision",
+    "probe.",
 )
 _NOT_OF_THE_METHOD = (
     *(
@@ -42,7 +43,7 @@ _NOT_OF_THE_METHOD = (
     *("student.name", "student.label"),
 )
 _NOT_IN_THE_HASH = ("logger", "checkpoint", "resume", "hash", "score_test")
-_PATHS = ("root", "download", "workers", "prefetch", "eval_batch_size", "keep", "keep_in")
+PATHS = ("root", "download", "workers", "prefetch", "eval_batch_size", "keep", "keep_in")
 # of the trainer: where and how fast it computes, what it shows
 _OF_THE_DEVICE = (
     *("_target_", "accelerator", "devices", "num_nodes", "strategy", "compile", "deterministic", "benchmark"),
@@ -73,7 +74,7 @@ def fingerprint(config: dict[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in _NOT_IN_THE_HASH}
     for key, value in kept.items():
         if isinstance(value, dict):
-            kept[key] = {k: v for k, v in value.items() if k not in _LEFT_OUT.get(key, _PATHS)}
+            kept[key] = {k: v for k, v in value.items() if k not in _LEFT_OUT.get(key, PATHS)}
     for network in (kept[group] for group in ("teacher", "student") if kept.get(group)):
         network |= {key: digest(Path(network[key])) for key in _FILES if network.get(key) is not None}
     return short_hash(kept)
@@ -100,10 +101,10 @@ def _digest(path: Path, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages whose code decides the numbers."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Of Python, of the packages whose code decides the numbers, and of more, where they are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

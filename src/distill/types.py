@@ -1,10 +1,13 @@
 """What flows through the system: batches, answers of networks, steps, and the shapes known beforehand."""
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
+
+# what a network may show beside its logits
+Part = Literal["stages", "preacts", "final", "pooled"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ class Shapes:
     preacts: tuple[tuple[int, int, int], ...] = ()
     final: tuple[int, int, int] | None = None
     pooled: int | None = None
+
+    def show(self, part: Part) -> bool:
+        """Whether the network shows a part of `Output`; of "stages" a stem and at least one stage."""
+        found: Any = getattr(self, part)
+        return len(found) > 1 if part == "stages" else bool(found)
 
 
 @dataclass(frozen=True)

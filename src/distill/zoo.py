@@ -10,6 +10,9 @@ from typing import Any
 
 from distill.errors import UserError
 
+SMALL, LARGE = 32, 224  # px
+OF_LARGE_IMAGES = ("imagenet",)  # data sets on which a paper's ResNet18 is the one for large images
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -20,12 +23,14 @@ class Entry:
         target: Its class, as a dotted path.
         arguments: Keyword arguments of the class, but for `num_classes`.
         papers: Names under which papers' tables and public code bases know it.
+        size: Of the images it is made for, in px; others fit as well.
     """
 
     name: str
     target: str
     arguments: Mapping[str, Any]
     papers: tuple[str, ...]
+    size: int = SMALL
 
 
 def _resnet(name: str, depth: int, widths: tuple[int, ...], *papers: str) -> Entry:
@@ -35,6 +40,13 @@ def _resnet(name: str, depth: int, widths: tuple[int, ...], *papers: str) -> Ent
 def _four_stage(name: str, blocks: tuple[int, ...], bottleneck: bool, *papers: str) -> Entry:
     arguments = {"blocks": blocks, "bottleneck": bottleneck, "width": 64}
     return Entry(name, "distill.models.resnetv2.FourStageResNet", arguments, papers)
+
+
+def _imagenet(depth: int, blocks: tuple[int, ...], bottleneck: bool) -> Entry:
+    arguments = {"blocks": blocks, "bottleneck": bottleneck, "width": 64}
+    papers = (f"ResNet{depth}", f"ResNet-{depth}", f"R{depth}")
+    name, target = f"imagenet_resnet{depth}", "distill.models.imagenet_resnet.ImageNetResNet"
+    return Entry(name, target, arguments, papers, LARGE)
 
 
 def _wrn(depth: int, factor: int) -> Entry:
@@ -92,6 +104,16 @@ CATALOGUE: tuple[Entry, ...] = (
         {"widths": (116, 232, 464), "units": (4, 8, 4), "last_width": 1024},
         ("ShuffleV2", "ShuffleNetV2", "ShuffleNet-V2", "SHN-V2"),
     ),
+    _imagenet(18, (2, 2, 2, 2), False),
+    _imagenet(34, (3, 4, 6, 3), False),
+    _imagenet(50, (3, 4, 6, 3), True),
+    Entry(
+        "mobilenetv1",
+        "distill.models.mobilenetv1.MobileNetV1",
+        {},
+        ("MobileNetV1", "MobileNet-V1", "MN-V1", "MV1"),
+        LARGE,
+    ),
 )
 
 
@@ -109,13 +131,21 @@ def by_name(name: str) -> Entry:
     raise UserError(f"no network is called {name!r}; choose one of {choices}")
 
 
-def by_paper(name: str) -> Entry | None:
-    """The network for small images that papers' tables or public code bases, or we, call `name`."""
-    return next((entry for entry in CATALOGUE if name == entry.name or name in entry.papers), None)
+def by_paper(name: str, data: str) -> Entry | None:
+    """The network that papers' tables or public code bases, or we, call `name` where they speak of a data set.
+
+    Args:
+        name: "R32x4", "resnet32x4"; of two networks of one name the one for images of this size is meant: "ResNet50" is
+            `cifar_resnet50` on CIFAR-100 and `imagenet_resnet50` on ImageNet.
+        data: As in the data group.
+    """
+    size = LARGE if data in OF_LARGE_IMAGES else SMALL
+    found = [entry for entry in CATALOGUE if name == entry.name or name in entry.papers]
+    return min(found, key=lambda entry: entry.size != size, default=None)
 
 
 def offer() -> None:
-    """Store every network, and timm's, into Hydra's groups `student` and `teacher`.
+    """Store every network, and timm's and torchvision's, into Hydra's groups `student` and `teacher`.
 
     The keys beside the arguments say how it is used, and are no arguments of the class: `label`, `weights` (a file;
     None: start untrained), `mean`, `std` and `input_size` (in px; None: as the images come), and for a teacher
@@ -152,5 +182,8 @@ def offer() -> None:
         "std": None,
         "input_size": None,
     }
-    store.store(group="student", name="timm", node=timm)
-    store.store(group="teacher", name="timm", node={**timm, **of_teacher})
+    torchvision = {k: v for k, v in timm.items() if k != "drop_path"}
+    torchvision["_target_"] = "distill.models.torchvision_models.TorchvisionNetwork"
+    for name, node in (("timm", timm), ("torchvision", torchvision)):
+        store.store(group="student", name=name, node=node)
+        store.store(group="teacher", name=name, node={**node, **of_teacher})

@@ -77,15 +77,20 @@ def test_a_linear_probe_is_no_distillation():
     assert published("stl10", *pair, "mcld", probe=True) == 70.61
     assert published("tiny_imagenet", *pair, "none", probe=True) == 34.75
     assert published("tiny_imagenet", "resnet110", "resnet20", "teacher", probe=True) == 26.77
+    assert published("stl10", "resnet110", "resnet110", "teacher", probe=True) == 63.99
+    assert published("stl10", "none", "resnet8x4", "none", probe=True) == 65.18  # of no pair: it learned alone
+    assert published("stl10", "resnet110", "resnet8x4", "mcld", probe=True) is None
     assert published("cifar100", *pair, "mcld", probe=True) is None
 
 
-def test_a_printed_name_means_another_network_on_another_data_set(monkeypatch):
-    large = [zoo.Entry(f"large{n}", "x.X", {}, (f"ResNet{n}",)) for n in (18, 34)]
-    monkeypatch.setattr(zoo, "CATALOGUE", (*zoo.CATALOGUE, *large))
-    assert published("imagenet", "large34", "large18", "mcld") == 71.66
-    assert published("imagenet", "large34", "large18", "mcld", metric="top5") == 90.37
-    assert published("imagenet", "none", "large18", "none") == 69.75
+def test_a_printed_name_means_another_network_on_another_data_set():
+    pair = ("imagenet_resnet34", "imagenet_resnet18")
+    assert published("imagenet", *pair, "mcld") == 71.66
+    assert published("imagenet", *pair, "mcld", metric="top5") == 90.37
+    assert published("imagenet", "none", "imagenet_resnet18", "none") == 69.75
+    assert published("imagenet", "imagenet_resnet50", "mobilenetv1", "mcld") == 72.98
+    assert published("imagenet", "imagenet_resnet34", "cifar_resnet18", "mcld") is None
+    assert published("cifar100", "imagenet_resnet50", "mobilenetv2", "mcld") is None
 
 
 def test_ablation_is_table_7():
@@ -100,11 +105,13 @@ def test_every_printed_method_has_a_name_here():
     assert {record["method"] for record in content["records"]} == set(paper.METHODS)
 
 
-def test_every_cifar_row_is_found_under_our_names():
+@pytest.mark.parametrize(("data", "tables", "count"), [("cifar100", (1, 2), 210), ("imagenet", (5,), 22)])
+def test_every_row_is_found_under_our_names(data, tables, count):
     content = json.loads(files("distill.analysis").joinpath("paper_tables.json").read_text())
-    rows = [r for r in content["records"] if r["dataset"] == "cifar100" and r["table"] in (1, 2)]
-    assert len(rows) == 210
+    rows = [r for r in content["records"] if r["dataset"] == data and r["table"] in tables]
+    rows = [r for r in rows if r["teacher"] and r["student"]]
+    assert len(rows) == count
     for r in rows:
-        names = [zoo.by_paper(r[role]).name for role in ("teacher", "student")]
-        found = cells("cifar100", *names, paper.METHODS[r["method"]])
+        names = [zoo.by_paper(r[role], data).name for role in ("teacher", "student")]
+        found = cells(data, *names, paper.METHODS[r["method"]])
         assert (r["table"], r["top1"]) in [(cell.table, cell.top1) for cell in found]

@@ -3,13 +3,12 @@
 import importlib.util
 import json
 import math
-import os
 from pathlib import Path
 
 import matplotlib.image
 import pytest
 
-from distill.analysis.figure import comparison
+from distill.analysis.figures.comparison import comparison
 from distill.analysis.store import find_results, read_curve
 from distill.analysis.table import group, markdown
 from distill.errors import UserError
@@ -22,55 +21,6 @@ def load_script():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def write(tmp_path):
-    count = iter(range(1000))
-
-    def write(
-        best_top1,
-        last_top1,
-        *,
-        distiller="mcld",
-        student="resnet20",
-        teacher="resnet56",
-        seed=0,
-        epochs=240,
-        age=0,
-        folder=None,
-        variant="",
-        curve=None,
-        **changes,
-    ):
-        number = next(count)
-        teacher = "none" if distiller == "none" else teacher
-        content = {
-            "format": 1,
-            "status": "finished",
-            "names": {"data": "cifar100", "teacher": teacher, "student": student, "distiller": distiller},
-            "variant": variant,
-            "seed": seed,
-            "epochs": epochs,
-            "evaluated_on": "test",
-            "best": {"epoch": 200, "top1": best_top1, "top5": best_top1 + 20},
-            "last": {"epoch": epochs, "top1": last_top1, "top5": 92.0, "nll": 1.0, "ece": 5.0, "agreement": 80.0},
-            "teacher": None if teacher == "none" else {"top1": 72.34, "top5": 91.0, "weights": "w"},
-            "parameters": {"student": 1, "deployed": 1, "extra": 0},
-            "seconds": 10.0,
-            "images_per_second": 1000.0,
-            "hash": f"h{number}",
-        }
-        path = (folder or tmp_path / f"run{number:03}") / "result.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content | changes))
-        os.utime(path, (1e9 - age, 1e9 - age))
-        if curve:
-            lines = ["epoch,step,train/ce,test/top1", *(f"{e},{9 * e},1.0,{top1}" for e, top1 in curve.items())]
-            (path.parent / "metrics.csv").write_text("\n".join(lines) + "\n")
-        return path
-
-    return write
 
 
 def rows_of(folder):
@@ -133,9 +83,36 @@ def test_a_variant_has_its_own_row_and_no_published_number(tmp_path, write):
     write(70.0, 69.0, variant="distiller.ce_weight=0")
     write(71.5, 70.0, distiller="dkd", variant="optimizer=dot", student="resnet8x4", teacher="resnet32x4")
     rows, _ = rows_of(tmp_path)
-    assert [line[1] for line in lines(markdown(rows))] == ["dkd optimizer=dot", "mcld", "mcld distiller.ce_weight=0"]
+    assert [line[1] for line in lines(markdown(rows))] == ["dot+dkd", "mcld", "mcld distiller.ce_weight=0"]
     # DOT is an optimizer here, and part of the method's name in the paper
     assert [row.paper("top1") for row in rows] == [[(2, 76.12)], [(2, 71.41)], []]
+
+
+def test_experiments_that_only_choose_are_no_variants(tmp_path, write):
+    write(71.0, 70.0, variant="experiment=table2", seed=0)
+    write(72.0, 71.0, seed=1)
+    write(70.0, 69.0, variant="experiment=mcld_v2")
+    write(76.0, 75.0, variant="distiller.temperature=2 experiment=table1 optimizer=dot", distiller="kd")
+    rows, _ = rows_of(tmp_path)
+    assert [(row.label, row.seeds) for row in rows] == [
+        ("dot+kd distiller.temperature=2", [0]),
+        ("mcld", [0, 1]),
+        ("mcld experiment=mcld_v2", [0]),
+    ]
+    assert [row.difference("top1") is not None for row in rows] == [False, True, False]
+
+
+def test_a_probe_is_a_section_of_its_own_and_takes_no_difference(tmp_path, write):
+    names = {"data": "stl10", "teacher": "resnet32x4", "student": "resnet8x4", "distiller": "mcld"}
+    write(70.0, 69.0, kind="probe", names=names, epochs=40)
+    alone = {"data": "stl10", "teacher": "resnet32x4", "student": "resnet32x4", "distiller": "teacher"}
+    write(65.0, 64.0, kind="probe", names=alone, epochs=40)
+    rows, _ = rows_of(tmp_path)
+    text = markdown(rows)
+    assert "## linear probe, stl10, 40 epochs, test set" in text
+    assert "comes from a protocol that it does not state; no difference is taken" in text
+    cells = {line[0]: line[7:9] for line in lines(text)}
+    assert cells == {"resnet32x4 → resnet8x4": ["70.61\\*", "–"], "resnet32x4": ["65.78\\*", "–"]}
 
 
 def test_both_numbers_stand_where_the_papers_tables_disagree(tmp_path, write):
@@ -246,7 +223,7 @@ def test_picture_shows_one_pair(tmp_path, write):
 
 def test_picture_refuses_several_pairs_and_unknown_formats(tmp_path, write):
     write(71.0, 70.0)
-    with pytest.raises(UserError, match=r"x\.doc cannot be drawn"):
+    with pytest.raises(UserError, match=r"x\.doc cannot be drawn: its name must end in \.png, \.pdf or \.svg"):
         comparison(find_results([tmp_path])[0], tmp_path / "x.doc")
     write(71.0, 70.0, teacher="resnet110")
     with pytest.raises(UserError, match=r"one pair of networks, and there are several: .*resnet110 → resnet20"):

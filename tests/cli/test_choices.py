@@ -24,7 +24,9 @@ def line(monkeypatch, capsys):
 def choices(group: str) -> set[str]:
     """What the files and the catalogue offer."""
     files = {path.stem for path in (CONF / group).glob("*.yaml")}
-    networks = {entry.name for entry in CATALOGUE} | {"timm"} if group in ("teacher", "student") else set()
+    networks = (
+        {entry.name for entry in CATALOGUE} | {"timm", "torchvision"} if group in ("teacher", "student") else set()
+    )
     return files | networks
 
 
@@ -82,9 +84,9 @@ def test_tab_offers_every_group():
 
 
 @pytest.mark.parametrize("words", [("-sc", "query=bash"), ("--help",)])
-def test_neither_tab_nor_help_imports_torch(words):
-    script = ROOT / "src/train.py"
-    line = [sys.executable, "-X", "importtime", str(script), *words]
+@pytest.mark.parametrize("script", [path.name for path in sorted((ROOT / "src").glob("*.py"))])
+def test_neither_tab_nor_help_imports_torch(words, script):
+    line = [sys.executable, "-X", "importtime", str(ROOT / "src" / script), *words]
     done = subprocess.run(line, env={"COMP_LINE": "python src/train.py distiller."}, capture_output=True, text=True)
     imported = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
     assert done.returncode == 0
@@ -93,7 +95,7 @@ def test_neither_tab_nor_help_imports_torch(words):
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-@pytest.mark.parametrize("script", ["train", "eval"])
+@pytest.mark.parametrize("script", ["train", "eval", "probe", "export"])
 def test_bash_itself_completes(script):
     """The function that `-sc install=bash` defines accepts our scripts."""
     commands = f"""

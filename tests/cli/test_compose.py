@@ -1,9 +1,11 @@
 """What a command line is composed of: files, who wins, and numbers that depend on others."""
 
 import inspect
+import re
 
 import pytest
 from hydra.utils import get_class
+from omegaconf import OmegaConf
 
 from distill.errors import UserError
 from harness import CONF, configure, yaml
@@ -38,7 +40,14 @@ def test_every_file_composes(group, name, tmp_path):
 def test_a_pairs_numbers_apply_to_that_pair(path):
     teacher, student = path.stem.split("-")
     config = configure(f"distiller={path.parent.name}", f"teacher={teacher}", f"student={student}")
-    assert holds(config["distiller"], yaml(path)["distiller"])
+    values = composed_alone(path)
+    assert set(values) <= {"distiller", "recipe"}
+    assert all(holds(config[group], values[group]) for group in values)
+
+
+def composed_alone(path):
+    """A pair's values, its warm-ups at full length."""
+    return OmegaConf.to_container(OmegaConf.create(re.sub(r"\$\{scaled:([^}]*)\}", r"\1", path.read_text())))
 
 
 def holds(node, values):
@@ -167,6 +176,24 @@ def test_the_networks_follow_the_data():
     assert config["teacher"]["num_classes"] == config["student"]["num_classes"] == config["data"]["num_classes"] == 10
     assert config["student"]["mean"] == config["data"]["mean"]
     assert config["teacher"]["weights"] == "weights/digits/resnet20.safetensors"
+
+
+def test_an_optimizers_number_may_belong_to_the_data():
+    """DOT's, as published for both data sets; the command line wins."""
+    assert configure("optimizer=dot")["optimizer"]["delta"] == 0.075
+    assert configure("optimizer=dot", "data=imagenet")["optimizer"]["delta"] == 0.09
+    assert configure("optimizer=dot", "data=imagenet", "optimizer.delta=.05")["optimizer"]["delta"] == 0.05
+
+
+def test_table_5s_pairs_have_imagenets_numbers():
+    pair = ("teacher=imagenet_resnet34", "student=imagenet_resnet18")
+    config = configure("distiller=crd", *pair)
+    assert (config["recipe"]["batch_size"], config["recipe"]["lr"], config["optimizer"]["lr"]) == (256, 0.1, 0.1)
+    assert configure("distiller=mcld", *pair)["distiller"]["ce_weight"] == 1
+    other = ("teacher=imagenet_resnet50", "student=mobilenetv1")
+    assert configure("distiller=mcld", *other)["distiller"]["ce_weight"] == 0
+    assert [configure("distiller=dkd", *p)["distiller"]["beta"] for p in (pair, other)] == [0.5, 2]
+    assert configure("distiller=kd", *other)["distiller"]["temperature"] == 1
 
 
 def test_no_teacher_is_a_choice():

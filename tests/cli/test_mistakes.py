@@ -212,7 +212,7 @@ def test_a_method_without_its_teacher(tmp_path):
 def test_a_teacher_without_weights_says_how_to_get_them(tmp_path):
     text = mistake(tmp_path, *BASE, "teacher=resnet56", "student=resnet8")
     assert text.startswith("teacher=resnet56 has no weights at weights/digits/resnet56.safetensors: ")
-    assert "`python scripts/teachers.py fetch`" in text
+    assert "`python scripts/teachers.py fetch resnet56`" in text
     assert "`python src/train.py data=digits distiller=none teacher=none student=resnet56`" in text
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import harness
+from distill import command
+from distill.run import config as settings
 
 README = (harness.ROOT / "README.md").read_text()
 
@@ -50,6 +53,12 @@ def test_the_table_of_methods_is_that_of_the_code() -> None:
     table = script.table(script.measured())
     torch.random.set_rng_state(state)
     assert script.written(README, table) == README, "run `python scripts/methods.py --write README.md`"
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^python src/probe\.py ([^\n#]*)", README, re.MULTILINE))))
+def test_its_probes_compose(line: str) -> None:
+    config = settings.resolve(command.composed(harness.CONF, "probe", shlex.split(line)))
+    assert config["networks"] or config["student"]
 
 
 @pytest.mark.parametrize("line", sorted(set(re.findall(r"^python src/train\.py (?!-)([^\n#]*)", README, re.MULTILINE))))

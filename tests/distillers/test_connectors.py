@@ -1,15 +1,20 @@
 """What methods on features share, and what holds for the losses of all of them."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hydra.utils import get_class
+from omegaconf import OmegaConf
 
 import harness
 import small_pairs
 from distill.build import build_distiller
+from distill.distillers import Distiller
 from distill.distillers.at import at_loss
-from distill.distillers.connectors import at_one_size, of_logits, paired, require, shrink, stage_pairs, unit
+from distill.distillers.composite import Composite
+from distill.distillers.connectors import at_one_size, paired, require, shrink, stage_pairs, unit, would_work
 from distill.distillers.fitnet import fitnet_loss
 from distill.distillers.nst import nst_loss
 from distill.distillers.pkt import pkt_loss
@@ -49,7 +54,17 @@ def spec(student, teacher):
 
 
 def node(name):
-    return harness.yaml(harness.CONF / "distiller" / f"{name}.yaml")
+    """A method's own numbers; warm-ups as for a recipe of full length, so that no resolver has to be registered."""
+    text = (harness.CONF / "distiller" / f"{name}.yaml").read_text()
+    return OmegaConf.to_container(OmegaConf.create(re.sub(r"\$\{scaled:([^}]*)\}", r"\1", text)))
+
+
+def is_alone(name):
+    kind = get_class(node(name)["_target_"])
+    return kind.needs_teacher and not issubclass(kind, Composite)
+
+
+ALONE = [name for name in harness.METHODS if is_alone(name)]
 
 
 # ---------------------------------------------------------------------- stages that meet
@@ -132,19 +147,43 @@ def test_pooled_features_are_enough_for_relations_of_them(name):
 
 def test_a_stem_alone_is_no_stage():
     with pytest.raises(UserError, match="this teacher"):
-        require(spec(shapes(1), shapes(0)), "X", "stages")
-    assert require(spec(shapes(1), shapes(2)), "X", "stages", "final", "pooled") == (shapes(1), shapes(2))
+        require(spec(shapes(1), shapes(0)), Everything)
+    assert require(spec(shapes(1), shapes(2)), Everything) == (shapes(1), shapes(2))
 
 
-def test_the_methods_that_would_work_are_those_of_the_registry_that_read_logits():
-    expected = []
-    for name in harness.METHODS:
-        method = get_class(node(name)["_target_"])
-        composed = issubclass(method, get_class("distill.distillers.composite.Composite"))
-        if not composed and method.needs_teacher and method.needs == "logits":
-            expected.append(name)
-    assert of_logits() == expected
-    assert all(get_class(node(name)["_target_"]).needs == "features" for name in OURS)
+class Everything(Distiller):
+    reads = ("stages", "final", "pooled")
+
+
+# what networks show: plain vision transformers; a head that works between pooling and classifier; the zoo's MobileNetV2
+KINDS = {
+    "logits": Shapes(7),
+    "pooled": Shapes(7, pooled=8),
+    "stages": Shapes(7, stages=((4, 8, 8), (8, 4, 4), (8, 2, 2))),
+    "stages, pooled": Shapes(7, stages=((4, 8, 8), (8, 4, 4), (8, 2, 2)), pooled=8),
+    "all": Shapes(7, stages=((4, 8, 8), (8, 4, 4), (8, 2, 2)), final=(8, 2, 2), pooled=8),
+}
+
+
+@pytest.mark.parametrize("teacher", KINDS)
+@pytest.mark.parametrize("student", KINDS)
+def test_the_methods_that_would_work_are_those_that_can_be_built(student, teacher):
+    """Each method of the registry is tried, and says the same of itself."""
+    both = spec(KINDS[student], KINDS[teacher])
+    built = []
+    for name in ALONE:
+        try:
+            build_distiller(node(name), both, seed=0)
+            built.append(name)
+        except UserError as error:
+            said = str(error)
+            assert "does not show" in said
+            assert said.endswith(f"works with these networks ({', '.join(would_work(both.student, both.teacher))}).")
+    assert would_work(both.student, both.teacher) == built
+    assert {"kd", "mcld", "rld"} <= set(built)
+    assert ("rkd" in built) == bool(both.student.pooled and both.teacher.pooled)
+    assert ("catkd" in built) == (student == teacher == "all")
+    assert ("simkd" in built) == (teacher == "all" and student not in ("logits", "pooled"))
 
 
 # ---------------------------------------------------------------------- losses

@@ -349,8 +349,8 @@ def test_what_is_drawn_depends_on_seed_step_and_sample_not_on_the_batch():
     [
         (replace(SPEC, labels=torch.ones_like(LABELS)), {}, "^all 31 training samples are of one class"),
         (SPEC, {"negatives": 0}, "^negatives=0 leaves nothing to contrast with: give at least 1"),
-        (replace(SPEC, student=Shapes(CLASSES)), {}, "and the student answers logits alone"),
-        (replace(SPEC, teacher=Shapes(CLASSES)), {}, "and the teacher answers logits alone"),
+        (replace(SPEC, student=Shapes(CLASSES)), {}, "pooled features, which this student does not show"),
+        (replace(SPEC, teacher=Shapes(CLASSES)), {}, "pooled features, which this teacher does not show"),
         (SPEC, {"embedding_dim": 10**13}, r"^CRD's two banks of 31 x 10,000,000,000,000 .* 2,480,000.00 GB, more than"),
     ],
 )

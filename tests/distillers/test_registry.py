@@ -164,7 +164,9 @@ def test_a_pairs_file_changes_known_numbers_of_a_known_method_only(path):
         return all(key in node and (not isinstance(v, dict) or known(v, node[key])) for key, v in values.items())
 
     assert path.read_text().startswith("# @package _global_\n#")
-    assert known(load(path)["distiller"], node_of(path.parent.name))
+    values = load(path)
+    assert known(values.pop("distiller"), node_of(path.parent.name))
+    assert known(values, {"recipe": harness.yaml(CONF / "recipe/cifar100.yaml")})
 
 
 def test_the_second_versions_experiment_sets_known_options_of_mcld():

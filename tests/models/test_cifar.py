@@ -18,7 +18,7 @@ from distill.models.shufflenetv1 import ShuffleNetV1
 from distill.models.shufflenetv2 import ShuffleNetV2
 from distill.models.vgg import CifarVGG
 from distill.models.wrn import WideResNet
-from distill.zoo import CATALOGUE, by_name
+from distill.zoo import CATALOGUE, SMALL, by_name
 
 NARROW = "16x32 16x32 32x16 64x8"
 WIDE = "32x32 64x32 128x16 256x8"
@@ -62,7 +62,7 @@ PUBLISHED = {
     "shufflenetv1": (949_258, 296, "24x32 240x16 480x8 960x4", 960, "", "a2ef493a832e640c"),
     "shufflenetv2": (1_355_528, 338, "24x32 116x16 232x8 464x4", 1024, "", "577996dd44e66b38"),
 }
-NAMES = [entry.name for entry in CATALOGUE]
+NAMES = [entry.name for entry in CATALOGUE if entry.size == SMALL]
 ONE_PER_FAMILY = ["resnet8x4", "wrn_16_2", "vgg8", "cifar_resnet18", "mobilenetv2", "shufflenetv1", "shufflenetv2"]
 
 

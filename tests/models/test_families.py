@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from distill.models.mobilenetv1 import MobileNetV1
 from distill.models.mobilenetv2 import MobileNetV2
 from distill.models.resnet import CifarResNet
 from distill.models.resnetv2 import FourStageResNet
@@ -130,6 +131,20 @@ def mobilenetv2(w, x):
     return w.linear("classifier.0", w.norm("conv2.1", w.conv("conv2.0", x)).relu()), stages, stages[1:]
 
 
+def mobilenetv1(w, x):
+    x = w.norm("model.0.1", w.conv("model.0.0", x, stride=2, padding=1)).relu()
+    stages, preacts = [x], []
+    for unit, stride in enumerate((1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1), start=1):
+        key = f"model.{unit}."
+        x = w.norm(key + "1", w.conv(key + "0", x, stride=stride, padding=1, groups=x.shape[1])).relu()
+        preact = w.norm(key + "4", w.conv(key + "3", x))
+        x = preact.relu()
+        if unit in (3, 5, 11, 13):
+            stages.append(x)
+            preacts.append(preact)
+    return w.linear("fc", x), stages, preacts
+
+
 def shufflenetv1(w, x):
     x = w.norm("bn1", w.conv("conv1", x)).relu()
     stages, preacts = [x], []
@@ -174,6 +189,7 @@ FAMILIES = [
     (wrn, WideResNet, {"depth": 16, "widen_factor": 1}),
     (wrn, WideResNet, {"depth": 16, "widen_factor": 2}),
     (vgg, CifarVGG, {"convolutions": [2] * 5, "widths": [6, 8, 10, 12, 14]}),
+    (mobilenetv1, MobileNetV1, {}),
     (mobilenetv2, MobileNetV2, {"expansion": 3, "width": 0.25}),
     (shufflenetv1, ShuffleNetV1, {"widths": [48, 96, 192], "units": [2, 2, 2], "groups": 3}),
     (shufflenetv2, ShuffleNetV2, {"widths": [12, 24, 48], "units": [2, 2, 2], "last_width": 32}),

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from distill.errors import UserError
-from distill.zoo import CATALOGUE, by_name, by_paper, offer
+from distill.zoo import CATALOGUE, LARGE, SMALL, by_name, by_paper, offer
 
 USES = {"label", "weights", "mean", "std", "input_size", "allow_chance", "keep", "keep_in"}
 OF_TEACHER = {"allow_chance": False, "keep": "off", "keep_in": "kept"}
@@ -46,8 +46,10 @@ def network_of(node):
 
 
 def test_names_are_unique():
-    names = [name for entry in CATALOGUE for name in {entry.name, *entry.papers}]
-    assert len(names) == len(set(names))
+    names = [entry.name for entry in CATALOGUE]
+    for size in (SMALL, LARGE):
+        papers = [name for entry in CATALOGUE if entry.size == size for name in entry.papers if name != entry.name]
+        assert len({*names, *papers}) == len(names) + len(papers)
 
 
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
@@ -70,11 +72,25 @@ PAPER = {
 
 @pytest.mark.parametrize(("paper", "name"), PAPER.items())
 def test_knows_the_names_of_papers(paper, name):
-    assert by_paper(paper) is by_name(name)
+    assert by_paper(paper, "cifar100") is by_name(name)
+
+
+@pytest.mark.parametrize(("paper", "depth"), [("ResNet18", 18), ("ResNet50", 50), ("R50", 50)])
+def test_a_papers_resnet_is_another_on_imagenet(paper, depth):
+    assert by_paper(paper, "imagenet") is by_name(f"imagenet_resnet{depth}")
+    assert by_paper(paper, "cifar100") is by_paper(paper, "tiny_imagenet") is by_name(f"cifar_resnet{depth}")
+
+
+@pytest.mark.parametrize(
+    ("paper", "name"),
+    [("ResNet34", "imagenet_resnet34"), ("ResNet-34", "imagenet_resnet34"), ("MobileNetV1", "mobilenetv1")],
+)
+def test_a_name_that_one_network_has_needs_no_data(paper, name):
+    assert by_paper(paper, "imagenet") is by_paper(paper, "cifar100") is by_name(name)
 
 
 def test_an_unknown_name_lists_the_choices():
-    assert by_paper("ResNet1000") is None
+    assert by_paper("ResNet1000", "cifar100") is None
     with pytest.raises(UserError, match=r"'resnet21'.*choose one of (?=.*resnet20,).*wrn_40_2.*shufflenetv2"):
         by_name("resnet21")
 
@@ -115,6 +131,12 @@ def test_a_misspelt_number_is_an_error(folder):
 def test_a_wrong_choice_lists_the_valid_ones(folder):
     with pytest.raises(ConfigCompositionException, match=r"(?s)resnet9.*mobilenetv2.*resnet110.*timm.*wrn_40_2"):
         compose("config", ["student=resnet9"])
+
+
+def test_torchvision_is_offered_too(folder):
+    config = compose("config", ["student=torchvision", "student.name=shufflenet_v2_x0_5", "teacher=resnet8"])
+    assert (config.student.label, config.student.mean) == ("shufflenet_v2_x0_5", None)
+    assert network_of(config.student).classifier.out_features == 7
 
 
 def test_timm_is_offered_too(folder):

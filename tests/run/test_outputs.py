@@ -11,6 +11,7 @@ import torch
 import distill
 import harness
 from distill import tracking
+from distill.analysis.observed import read_observed
 from distill.errors import UserError
 from distill.run.parts import build_data
 
@@ -175,6 +176,7 @@ def test_wandb_records_offline_under_one_id(tmp_path: Path, monkeypatch: pytest.
     first = (tmp_path / "wandb_id.txt").read_text()
     summary: dict[str, Any] = {}
     close = tracking.close_run
+    pictures: dict[str, list[Path]] = {}
 
     def look_and_close() -> None:
         assert wandb.run is not None
@@ -182,6 +184,7 @@ def test_wandb_records_offline_under_one_id(tmp_path: Path, monkeypatch: pytest.
             summary[key] = wandb.run.summary.get(key)
         assert set(wandb.run.tags) == {"digits", "resnet8", "mcld"}
         assert wandb.run.config["distiller"]["temperature"] == 0.2
+        pictures["logged"] = sorted(Path(wandb.run.dir).rglob("media/images/pictures/*.png"))
         close()
 
     monkeypatch.setattr(tracking, "close_run", look_and_close)
@@ -192,6 +195,10 @@ def test_wandb_records_offline_under_one_id(tmp_path: Path, monkeypatch: pytest.
     assert summary["test/top1"]["max"] == pytest.approx(found["best"]["top1"])
     assert summary["epoch"] == 2
     assert (tmp_path / "wandb_id.txt").read_text() == first
+    assert [path.name.split("_")[0] for path in pictures["logged"]] == ["accuracy", "correlation difference"]
+    drawn = [tmp_path / name for name in ("accuracy.png", "correlation.png")]
+    assert [path.read_bytes() for path in pictures["logged"]] == [path.read_bytes() for path in drawn]
+    assert read_observed(tmp_path / "features.safetensors").teacher is not None
     records = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert records
     assert all(record.name.endswith(first) for record in records)

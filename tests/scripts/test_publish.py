@@ -44,5 +44,14 @@ def test_results_are_kept_without_paths(tmp_path: Path) -> None:
     assert (place / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
 
 
+def test_probes_lie_apart(tmp_path: Path) -> None:
+    run = tmp_path / "outputs/a"
+    run.mkdir(parents=True)
+    (run / "result.json").write_text(json.dumps({**RUN, "kind": "probe", "teacher": None}))
+    assert load_script().main([str(run), "--to", str(tmp_path / "published")]) == 0
+    (kept,) = (tmp_path / "published").rglob("result.json")
+    assert kept.relative_to(tmp_path / "published").parts[:3] == ("probe", "cifar100", "resnet56-resnet20")
+
+
 def test_nothing_to_keep(tmp_path: Path) -> None:
     assert load_script().main([str(tmp_path), "--to", str(tmp_path / "published")]) == 1

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file
 
+import harness
 from distill import zoo
 from distill.checkpoint import key_hash, read_metadata, save_safetensors
 from distill.deploy import RECIPE, load, rebuild
@@ -324,6 +326,120 @@ def test_measures_on_the_real_test_set(script, cifar_root):
             return Output(logits)
 
     assert script.measure_on(str(cifar_root))(Constant()) == pytest.approx(1.0)  # 100 of 10,000 images per class
+
+
+# ---------------------------------------------------------------------- torchvision's
+
+
+def torchvisions(name, **how):
+    """A file as torchvision publishes it, and the end of its name that its bytes ask for."""
+    torch.manual_seed(0)
+    stream = io.BytesIO()
+    torch.save(torchvision.models.get_model(name, weights=None, **how).state_dict(), stream)
+    return stream.getvalue(), hashlib.sha256(stream.getvalue()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def resnet18(script):
+    content, digest = torchvisions("resnet18")
+    return content, (script.Published("imagenet_resnet18", (f"resnet18-{digest[:8]}.pth", "resnet18-0.pth"), 69.758),)
+
+
+def test_torchvisions_files_are_those_that_it_names(script):
+    """The installed version knows each file under the same URL; its older names are of torchvision 0.8 and before."""
+    for published in script.PUBLISHED:
+        name = published.name.removeprefix("imagenet_")
+        weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+        assert weights.url == f"{script.TORCHVISION}/{published.files[0]}"
+        assert weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] == published.top1
+        assert all(re.fullmatch(rf"{name}-[0-9a-f]{{8}}\.pth", file) for file in published.files)
+        transforms = weights.transforms()
+        assert script.IMAGENET["mean"] == transforms.mean
+        assert script.IMAGENET["std"] == transforms.std
+
+
+def test_fetches_torchvisions_weights_by_name(script, resnet18, server, tmp_path, capsys):
+    content, networks = resnet18
+    site = server(content)
+    site.limits = [1_000_000]
+    source = site.url.rpartition("/")[0]
+    assert script.fetch_published(source, tmp_path, networks=networks, pause=0) == []
+    path = tmp_path / "imagenet" / "imagenet_resnet18.safetensors"
+    assert f"top-1 69.76 as published; {path}" in capsys.readouterr().out
+    metadata = read_metadata(path)
+    assert metadata["source"] == f"{source}/{networks[0].files[0]}"
+    assert metadata["sha256"] == hashlib.sha256(content).hexdigest()
+    original = torch.load(io.BytesIO(content), weights_only=True)
+    assert all(torch.equal(value, original[key]) for key, value in load_file(path).items())
+    reference = torchvision.models.resnet18(weights=None).eval()
+    reference.load_state_dict(original)
+    images = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(script.IMAGENET[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        torch.testing.assert_close(load(path)(images).logits, reference((images - mean) / std))
+    requests = len(site.asked)
+    assert script.fetch_published(source, tmp_path, networks=networks, pause=0) == []
+    assert len(site.asked) == requests  # what is there is not fetched again
+    config = harness.configure("teacher=imagenet_resnet18", "data=imagenet", f"student={networks[0].name}")
+    assert Path(config["teacher"]["weights"]) == Path("weights", path.relative_to(tmp_path))
+
+
+def test_a_damaged_file_of_torchvisions_is_not_installed(script, resnet18, server, tmp_path, capsys):
+    content, networks = resnet18
+    site = server(content[:-1] + b"x")
+    assert script.fetch_published(site.url.rpartition("/")[0], tmp_path, networks=networks, pause=0) == [
+        "imagenet_resnet18"
+    ]
+    assert "its name promises" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_torchvisions_files_may_lie_in_a_folder(script, resnet18, tmp_path, capsys):
+    content, (known,) = resnet18
+    (tmp_path / known.files[0]).write_bytes(content)
+    other, digest = torchvisions("resnet18", num_classes=10)
+    small = f"resnet18-{digest[:8]}.pth"
+    (tmp_path / small).write_bytes(other)
+    networks = (
+        known,
+        script.Published("imagenet_resnet34", ("resnet34-0.pth",), 73.0),
+        script.Published("imagenet_resnet18", (small,), 69.0),
+    )
+    folder = tmp_path / "weights"
+    assert script.fetch_published(str(tmp_path), folder, networks=networks) == [n.name for n in networks[1:]]
+    said = capsys.readouterr().err
+    assert f"{tmp_path} has no resnet34-0.pth" in said
+    assert "their classifier has 10 classes" in said
+    assert read_metadata(folder / "imagenet" / "imagenet_resnet18.safetensors")["published_top1"] == "69.76"
+
+
+def test_the_command_takes_names_of_either_data_set(script, tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(script, "fetch", lambda source, *_, teachers, **__: asked.append((source, teachers)) or [])
+    monkeypatch.setattr(
+        script, "fetch_published", lambda source, *_, networks: asked.append((source, networks)) or ["x"]
+    )
+
+    def names(*words):
+        asked.clear()
+        status = script.main(["fetch", *words, "--root", str(tmp_path)])
+        return status, [(source, [known.name for known in chosen]) for source, chosen in asked]
+
+    assert names() == (0, [(script.ARCHIVE, [t.name for t in script.TEACHERS])])
+    assert names("--data", "imagenet") == (1, [(script.TORCHVISION, [p.name for p in script.PUBLISHED])])
+    assert names("imagenet_resnet34", "vgg13") == (
+        1,
+        [(script.ARCHIVE, ["vgg13"]), (script.TORCHVISION, ["imagenet_resnet34"])],
+    )
+    assert names("imagenet_resnet50", "--from", "here/") == (1, [("here", ["imagenet_resnet50"])])
+    capsys.readouterr()
+    for words, said in (
+        (("resnet8",), "resnet8 has no public weights: choose of resnet56,"),
+        (("vgg13", "--data", "imagenet"), "not all of them are of imagenet"),
+        (("vgg13", "imagenet_resnet18", "--from", "x"), "one after the other"),
+    ):
+        assert names(*words) == (1, [])
+        assert said in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- install and list

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from distill.analysis import paper
+from distill.analysis import page, paper
+from distill.analysis.page import NOTHING, Band, Cell, Grid, Page, plain
 from distill.analysis.paper import Metric
 from distill.analysis.store import Result
 
-NOTHING = "–"
 FIRST = ("none", "kd")  # the baselines open each pair, other methods follow by name
 SPLITS = {"test": "test set", "holdout": "held-out part of the training set"}
 KINDS = {"probe": "linear probe"}
+UNSTATED = "comes from a protocol that it does not state"
 TITLES = {"top1": "top-1", "top5": "top-5"}
-PLAIN_DOT = "optimizer=dot"
+DOT = "optimizer=dot"
+# experiments that choose networks, methods and lengths, which have their own places in a table
+CHOICES = re.compile(r"experiment=((table|figure)\d\w*|flagship|mlkd_480)")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,12 @@ class Stat:
 
 @dataclass(frozen=True)
 class Row:
-    """The runs that differ in nothing but their seed."""
+    """The runs that differ in nothing but their seed.
+
+    Attributes:
+        distiller: The method; with DOT, which is an optimizer, as in "dot+dkd".
+        variant: What else was changed of the method's defaults.
+    """
 
     kind: str
     data: str
@@ -61,7 +69,8 @@ class Row:
     @property
     def pair(self) -> str:
         """Teacher and student in words."""
-        return self.student if self.teacher == "none" else f"{self.teacher} → {self.student}"
+        alone = self.teacher == "none" or self.distiller == "teacher"
+        return self.student if alone else f"{self.teacher} → {self.student}"
 
     @property
     def label(self) -> str:
@@ -93,9 +102,9 @@ class Row:
 
     def paper(self, metric: Metric) -> list[tuple[int, float]]:
         """The paper's numbers for this row with their tables, lowest first; a variant is not in the paper."""
-        method = {"": self.distiller, PLAIN_DOT: f"dot+{self.distiller}"}.get(self.variant)
         probe = self.kind == "probe"
-        cells = paper.cells(self.data, self.teacher, self.student, method, probe=probe) if method else []
+        asked = (self.data, self.teacher, self.student, self.distiller)
+        cells = [] if self.variant else paper.cells(*asked, probe=probe)
         numbers: dict[float, int] = {}
         for cell in cells:
             value = getattr(cell, metric)
@@ -137,6 +146,13 @@ class Row:
         )
 
 
+def method_of(run: Result) -> tuple[str, str]:
+    """A run's method and what was changed of it, as tables name them."""
+    words = [word for word in run.variant.split(" ") if not CHOICES.fullmatch(word)]
+    dot = DOT in words
+    return f"dot+{run.distiller}" if dot else run.distiller, " ".join(word for word in words if word != DOT)
+
+
 def group(results: Iterable[Result]) -> tuple[list[Row], list[str]]:
     """Rows in the order they are shown, and what a reader must know of how they came about.
 
@@ -144,7 +160,7 @@ def group(results: Iterable[Result]) -> tuple[list[Row], list[str]]:
     """
     groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
     for run in results:
-        key = (run.kind, run.data, run.epochs, run.evaluated_on, run.teacher, run.student, run.distiller, run.variant)
+        key = (run.kind, run.data, run.epochs, run.evaluated_on, run.teacher, run.student, *method_of(run))
         groups[key].append(run)
     rows, notes = [], []
     for key, runs in groups.items():
@@ -185,53 +201,60 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name) if part]
 
 
-def markdown(rows: list[Row], notes: Iterable[str] = (), *, metric: Metric = "top1") -> str:
-    """The table as Markdown, one section per data set, length of training and split."""
+def overview(rows: list[Row], notes: Iterable[str] = (), *, metric: Metric = "top1") -> Page:
+    """All rows, with one grid per data set, length of training and split."""
     other: Metric = "top5" if metric == "top1" else "top1"
     sections: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         sections[row.kind, row.data, row.epochs, row.evaluated_on].append(row)
-    blocks = []
+    columns = (
+        "pair",
+        "method",
+        "seeds",
+        f"best {TITLES[metric]}",
+        f"last {TITLES[metric]}",
+        f"last {TITLES[other]}",
+        "agreement",
+        "paper",
+        "difference",
+        "teacher",
+        "images/s",
+    )
+    grids = []
     for (kind, data, epochs, split), members in sections.items():
-        header = [
-            "pair",
-            "method",
-            "seeds",
-            f"best {TITLES[metric]}",
-            f"last {TITLES[metric]}",
-            f"last {TITLES[other]}",
-            "agreement",
-            "paper",
-            "difference",
-            "teacher",
-            "images/s",
-        ]
-        lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
-        lines += [_line(row, metric, other) for row in members]
         heading = data if kind == "train" else f"{KINDS[kind]}, {data}"
-        block = [f"## {heading}, {epochs} epochs, {SPLITS.get(split, split)}", ""]
-        block += ["| " + " | ".join(cells) + " |" for cells in lines]
+        below = []
         if any(row.paper(metric) and not row.comparable for row in members):
-            full = paper.EPOCHS[data]
-            block += ["", f"\\* The paper's number is for {full} epochs and the test set; no difference is taken."]
-        blocks.append("\n".join(block))
-    blocks.append(
+            why = UNSTATED if kind == "probe" else f"is for {paper.EPOCHS[data]} epochs and the test set"
+            below.append(f"* The paper's number {why}; no difference is taken.")
+        band = Band("", tuple(_line(row, metric, other) for row in members))
+        title = f"{heading}, {epochs} epochs, {SPLITS.get(split, split)}"
+        grids.append(Grid(title, columns, 2, (band,), tuple(below)))
+    legend = (
         "Mean ± sample standard deviation over seeds, in percent; the best epoch is that of the best top-1. The "
         f"difference is the best {TITLES[metric]} less the paper's."
     )
-    if listed := "\n".join(f"- {note}" for note in notes):
-        blocks.append(listed)
-    return "\n\n".join(blocks) + "\n"
+    return Page("", tuple(grids), (legend,), remarks=tuple(notes))
 
 
-def _line(row: Row, metric: Metric, other: Metric) -> list[str]:
+def markdown(rows: list[Row], notes: Iterable[str] = (), *, metric: Metric = "top1") -> str:
+    """`overview` as Markdown."""
+    return page.markdown(overview(rows, notes, metric=metric))
+
+
+def signed(difference: float | None) -> str:
+    """A difference in points."""
+    return NOTHING if difference is None else f"{round(difference, 2) + 0.0:+.2f}"  # + 0.0: no "-0.00"
+
+
+def _line(row: Row, metric: Metric, other: Metric) -> tuple[Cell, ...]:
     numbers = row.paper(metric)
     printed = NOTHING
     if numbers:
-        printed = f"{numbers[0][1]:.2f}" + ("" if row.comparable else "\\*")
+        printed = f"{numbers[0][1]:.2f}" + ("" if row.comparable else "*")
         printed += "".join(f" (Table {table}: {value:.2f})" for table, value in numbers[1:])
-    difference, speed, teacher = row.difference(metric), row.images_per_second.mean, row.teacher_top1.mean
-    return [
+    speed, teacher = row.images_per_second.mean, row.teacher_top1.mean
+    cells = (
         row.pair,
         row.label,
         str(len(row.runs)),
@@ -240,7 +263,8 @@ def _line(row: Row, metric: Metric, other: Metric) -> list[str]:
         str(row.last(other)),
         str(row.agreement),
         printed,
-        NOTHING if difference is None else f"{round(difference, 2) + 0.0:+.2f}",  # + 0.0: no "-0.00"
+        signed(row.difference(metric)),
         NOTHING if teacher is None else f"{teacher:.2f}",
         NOTHING if speed is None else f"{speed:.0f}",
-    ]
+    )
+    return tuple(map(plain, cells))

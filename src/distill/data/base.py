@@ -163,6 +163,10 @@ class ImageData(pl.LightningDataModule, ABC):
         """This rank's training batches."""
         return self.train_loader(self._parts["train"])
 
+    def plain_dataloader(self) -> Loader:
+        """This rank's batches of the training images, in order and not augmented."""
+        return self.eval_loader(self._parts["train"])
+
     def val_dataloader(self) -> Loader:
         """This rank's batches of what `evaluated_on` says."""
         return self.eval_loader(self._parts[self.evaluated_on])

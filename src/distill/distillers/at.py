@@ -56,12 +56,13 @@ class AT(Distiller):
     """
 
     needs = "features"
+    reads = ("stages",)
 
     def __init__(self, spec: Spec, *, power: float, ce_weight: float, at_weight: float) -> None:
         super().__init__()
         if power < 1:
             raise UserError(f"power={power} must be at least 1.")
-        self.pairs = stage_pairs(*require(spec, "AT", "stages"))
+        self.pairs = stage_pairs(*require(spec, AT))
         self.power = power
         self.ce_weight = ce_weight
         self.at_weight = at_weight

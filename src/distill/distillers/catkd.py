@@ -76,10 +76,11 @@ class CATKD(Distiller):
     """
 
     needs = "features"
+    reads = ("final",)
 
     def __init__(self, spec: Spec, *, size: int, normalize: bool, ce_weight: float, cat_weight: float) -> None:
         super().__init__()
-        require(spec, "CATKD", "final")
+        require(spec, CATKD)
         if size < 1:
             raise UserError(f"size={size} must be a whole number of at least 1.")
         self.size = size

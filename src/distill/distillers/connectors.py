@@ -3,7 +3,6 @@
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,8 @@ from distill import distillers
 from distill.distillers.composite import Composite
 from distill.distillers.contract import Distiller
 from distill.errors import UserError
-from distill.types import Output, Shapes, Spec
+from distill.types import Output, Part, Shapes, Spec
 
-Part = Literal["stages", "preacts", "final", "pooled"]
 SAID: dict[Part, str] = {
     "stages": "the feature maps of stages",
     "preacts": "feature maps before their last ReLU",
@@ -27,46 +25,43 @@ SAID: dict[Part, str] = {
 Pairs = tuple[tuple[int, int], ...]
 
 
-def require(spec: Spec, method: str, *parts: Part) -> tuple[Shapes, Shapes]:
+def require(spec: Spec, method: type[Distiller]) -> tuple[Shapes, Shapes]:
     """The shapes of both networks, if they show what a method reads.
 
     Args:
         spec: As the method's constructor has it.
-        method: Its name, for the message.
-        parts: Fields of `Output` that it reads; "stages" means a stem and at least one stage.
+        method: Its class, which says what it reads; see `Distiller.lacks`.
 
     Returns:
         The student's shapes and the teacher's.
 
     Raises:
-        UserError: If a network lacks one; lists the methods that would work.
+        UserError: If a network lacks something; lists the methods that would work with these two.
     """
     assert spec.teacher is not None, "a method that needs a teacher is not built without one"
-    for who, shapes in (("student", spec.student), ("teacher", spec.teacher)):
-        for part in parts:
-            found = getattr(shapes, part)
-            if not found or (part == "stages" and len(found) < 2):
-                raise UserError(
-                    f"distiller {method} reads {SAID[part]}, which this {who} does not show: choose another {who}, or"
-                    f" a distiller that reads logits alone ({', '.join(of_logits())})."
-                )
+    if lacking := method.lacks(spec.student, spec.teacher):
+        who, part = lacking
+        raise UserError(
+            f"distiller {method.__name__} reads {SAID[part]}, which this {who} does not show: choose another {who}, or"
+            f" a distiller that works with these networks ({', '.join(would_work(spec.student, spec.teacher))})."
+        )
     return spec.student, spec.teacher
 
 
-def of_logits() -> list[str]:
-    """Names of the methods that read logits alone, as their files are called; compositions are left out."""
+def would_work(student: Shapes, teacher: Shapes) -> list[str]:
+    """Names of the methods that find what they read, as their files are called; compositions are left out."""
     modules = [f"{distillers.__name__}.{found.name}" for found in pkgutil.iter_modules(distillers.__path__)]
     return [
         name.rpartition(".")[2]
         for name in modules
         for kind in vars(importlib.import_module(name)).values()
-        if isinstance(kind, type) and kind.__module__ == name and issubclass(kind, Distiller) and _of_logits(kind)
+        if isinstance(kind, type) and kind.__module__ == name and issubclass(kind, Distiller) and _is_one_alone(kind)
+        if kind.lacks(student, teacher) is None
     ]
 
 
-def _of_logits(kind: type[Distiller]) -> bool:
-    composed = kind is Distiller or issubclass(kind, Composite)
-    return not composed and kind.needs_teacher and kind.needs == "logits"
+def _is_one_alone(kind: type[Distiller]) -> bool:
+    return kind.needs_teacher and kind is not Distiller and not issubclass(kind, Composite)
 
 
 def stage_pairs(student: Shapes, teacher: Shapes) -> Pairs:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.models.network import Network
-from distill.types import Batch, Output, Step
+from distill.types import Batch, Output, Part, Shapes, Step
 
 
 class Distiller(nn.Module):
@@ -20,13 +20,22 @@ class Distiller(nn.Module):
         needs: What it reads of the networks: "logits" or "features".
         views: How many views of each image it asks for: 1, or 2 with a strongly augmented one.
         needs_teacher: False for one that never asks the teacher: then a teacher only serves to compare with.
+        reads: What both networks must show beside their logits, for `connectors.require`.
 
-    These three are said by the class, or by an instance where they depend on what it is made of.
+    The first three are said by the class, or by an instance where they depend on what it is made of; the last by the
+    class.
     """
 
     needs: Literal["logits", "features"] = "logits"
     views: Literal[1, 2] = 1
     needs_teacher: bool = True
+    reads: tuple[Part, ...] = ()
+
+    @classmethod
+    def lacks(cls, student: Shapes, teacher: Shapes) -> tuple[str, Part] | None:
+        """The first thing that it reads and a network does not show: whose ("student", "teacher") and what."""
+        both = (("student", student), ("teacher", teacher))
+        return next(((who, part) for who, shapes in both for part in cls.reads if not shapes.show(part)), None)
 
     def prepare(self, student: Network, teacher: Network | None) -> None:
         """Freeze or swap parts of the networks, once, before the optimizer is built."""

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill import memory
+from distill.distillers.connectors import require
 from distill.distillers.contract import Distiller
 from distill.distillers.kd import full_precision
 from distill.distillers.nce import log_sums, nce_loss
 from distill.distillers.negatives import Negatives
 from distill.errors import UserError
-from distill.types import Shapes, Spec, Step
+from distill.types import Spec, Step
 
 log = logging.getLogger("distill")
 
@@ -80,6 +81,7 @@ class CRD(Distiller):
     """
 
     needs = "features"
+    reads = ("pooled",)
     student_bank: Tensor
     teacher_bank: Tensor
     log_z: Tensor
@@ -98,20 +100,21 @@ class CRD(Distiller):
         """Make the embeddings and the banks.
 
         Raises:
-            UserError: If a network does not say its pooled features, the banks do not fit the memory, or there are no
+            UserError: If a network does not show its pooled features, the banks do not fit the memory, or there are no
                 negatives: none asked for, or samples of one class alone.
         """
         super().__init__()
-        assert spec.teacher
-        widths = {"student": _pooled(spec.student, "student"), "teacher": _pooled(spec.teacher, "teacher")}
+        student, teacher = require(spec, CRD)
+        assert student.pooled is not None
+        assert teacher.pooled is not None
         self.temperature = temperature
         self.momentum = momentum
         self.ce_weight = ce_weight
         self.crd_weight = crd_weight
         self.negatives = Negatives(spec.labels, num_classes=spec.num_classes, count=negatives)
         _state_memory(spec.num_samples, embedding_dim)
-        self.student_embedding = nn.Linear(widths["student"], embedding_dim)
-        self.teacher_embedding = nn.Linear(widths["teacher"], embedding_dim)
+        self.student_embedding = nn.Linear(student.pooled, embedding_dim)
+        self.teacher_embedding = nn.Linear(teacher.pooled, embedding_dim)
         bound = math.sqrt(3 / embedding_dim)  # rows of about length 1
         for name in ("student_bank", "teacher_bank"):
             self.register_buffer(name, torch.empty(spec.num_samples, embedding_dim).uniform_(-bound, bound))
@@ -168,15 +171,6 @@ def _embed(embedding: nn.Module, pooled: Tensor | None) -> Tensor:
     assert pooled is not None
     with torch.autocast(pooled.device.type, enabled=False):
         return F.normalize(embedding(full_precision(pooled)))
-
-
-def _pooled(shapes: Shapes, who: str) -> int:
-    if shapes.pooled is None:
-        raise UserError(
-            f"CRD reads the features that are pooled for the classifier, and the {who} answers logits alone: choose a"
-            " network that gives them, as all of the zoo do."
-        )
-    return shapes.pooled
 
 
 def _state_memory(samples: int, features: int) -> None:

@@ -64,10 +64,11 @@ class FitNet(Distiller):
     """
 
     needs = "features"
+    reads = ("stages",)
 
     def __init__(self, spec: Spec, *, hint: int, ce_weight: float, fitnet_weight: float) -> None:
         super().__init__()
-        student, teacher = require(spec, "FitNet", "stages")
+        student, teacher = require(spec, FitNet)
         last = min(len(student.stages), len(teacher.stages)) - 1
         if not 1 <= hint <= last:
             raise UserError(f"hint={hint} must be a stage of both networks: 1 to {last}.")

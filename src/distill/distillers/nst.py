@@ -64,10 +64,11 @@ class NST(Distiller):
     """
 
     needs = "features"
+    reads = ("stages",)
 
     def __init__(self, spec: Spec, *, ce_weight: float, nst_weight: float) -> None:
         super().__init__()
-        self.pairs = stage_pairs(*require(spec, "NST", "stages"))
+        self.pairs = stage_pairs(*require(spec, NST))
         self.ce_weight = ce_weight
         self.nst_weight = nst_weight
 

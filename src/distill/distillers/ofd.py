@@ -91,10 +91,11 @@ class OFD(Distiller):
     """
 
     needs = "features"
+    reads = ("stages",)
 
     def __init__(self, spec: Spec, *, ce_weight: float, ofd_weight: float) -> None:
         super().__init__()
-        student, teacher = require(spec, "OFD", "stages")
+        student, teacher = require(spec, OFD)
         self.ce_weight = ce_weight
         self.ofd_weight = ofd_weight
         # places in `preacts`, which has no stem

@@ -63,10 +63,11 @@ class PKT(Distiller):
     """
 
     needs = "features"
+    reads = ("pooled",)
 
     def __init__(self, spec: Spec, *, ce_weight: float, pkt_weight: float) -> None:
         super().__init__()
-        require(spec, "PKT", "pooled")
+        require(spec, PKT)
         self.ce_weight = ce_weight
         self.pkt_weight = pkt_weight
 

@@ -131,6 +131,7 @@ class ReviewKD(Distiller):
     """
 
     needs = "features"
+    reads = ("stages", "pooled")
 
     def __init__(
         self,
@@ -145,7 +146,7 @@ class ReviewKD(Distiller):
         super().__init__()
         if widest < 1:
             raise UserError(f"widest={widest} must be a whole number of at least 1.")
-        student, teacher = require(spec, "ReviewKD", "stages", "pooled")
+        student, teacher = require(spec, ReviewKD)
         assert student.pooled is not None
         assert teacher.pooled is not None
         self.rectified = student_maps == "stages"

@@ -109,10 +109,11 @@ class RKD(Distiller):
     """
 
     needs = "features"
+    reads = ("pooled",)
 
     def __init__(self, spec: Spec, *, ce_weight: float, distance_weight: float, angle_weight: float) -> None:
         super().__init__()
-        require(spec, "RKD", "pooled")
+        require(spec, RKD)
         self.ce_weight = ce_weight
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight

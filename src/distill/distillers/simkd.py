@@ -18,7 +18,7 @@ from distill.distillers.kd import full_precision
 from distill.errors import UserError
 from distill.models import layers
 from distill.models.network import Network
-from distill.types import Batch, Output, Shapes, Spec, Step
+from distill.types import Batch, Output, Part, Shapes, Spec, Step
 
 PROBE = 32  # px; networks of a fixed size resize it
 
@@ -67,9 +67,9 @@ class Reader(nn.Module):
 
     def __init__(self, student: Shapes, teacher: Shapes, *, reduction: int) -> None:
         super().__init__()
-        assert student.final is not None
         assert teacher.final is not None
-        deepest = student.stages[-1] if student.stages else student.final
+        deepest = student.stages[-1] if student.show("stages") else student.final
+        assert deepest is not None
         self.reads_final = deepest == student.final
         (channels, *own), (wanted, *others) = deepest, teacher.final
         self.size: Sequence[int] = (min(own[0], others[0]), min(own[1], others[1]))
@@ -142,14 +142,22 @@ class SimKD(Distiller):
         simkd_weight: Of the squared difference.
 
     Raises:
-        UserError: If a network does not show the map that it pools, or the projector would have no channels.
+        UserError: If the teacher does not show the map that it pools, or the student neither that nor stages, or the
+            projector would have no channels.
     """
 
     needs = "features"
 
+    @classmethod
+    def lacks(cls, student: Shapes, teacher: Shapes) -> tuple[str, Part] | None:
+        """As the contract's: the teacher's map before its classifier; the student's, or one of its last stage."""
+        if not (student.show("final") or student.show("stages")):
+            return "student", "final"
+        return None if teacher.show("final") else ("teacher", "final")
+
     def __init__(self, spec: Spec, *, reduction: int, ce_weight: float, simkd_weight: float) -> None:
         super().__init__()
-        student, teacher = require(spec, "SimKD", "final")
+        student, teacher = require(spec, SimKD)
         assert teacher.final is not None
         if not 1 <= reduction <= teacher.final[0]:
             raise UserError(f"reduction={reduction} must be from 1 to the teacher's {teacher.final[0]} channels.")

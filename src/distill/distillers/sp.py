@@ -57,10 +57,11 @@ class SP(Distiller):
     """
 
     needs = "features"
+    reads = ("stages",)
 
     def __init__(self, spec: Spec, *, ce_weight: float, sp_weight: float) -> None:
         super().__init__()
-        require(spec, "SP", "stages")
+        require(spec, SP)
         self.ce_weight = ce_weight
         self.sp_weight = sp_weight
 

@@ -83,12 +83,13 @@ class VID(Distiller):
     """
 
     needs = "features"
+    reads = ("stages",)
 
     def __init__(self, spec: Spec, *, initial_variance: float, ce_weight: float, vid_weight: float) -> None:
         super().__init__()
         if initial_variance <= FLOOR:
             raise UserError(f"initial_variance={initial_variance} must be more than {FLOOR}.")
-        student, teacher = require(spec, "VID", "stages")
+        student, teacher = require(spec, VID)
         self.pairs = stage_pairs(student, teacher)
         self.predictions = nn.ModuleList(
             Prediction(student.stages[i][0], teacher.stages[j][0], initial_variance=initial_variance)

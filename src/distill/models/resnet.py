@@ -15,6 +15,8 @@ from distill.types import Output
 class BasicBranch(nn.Module):
     """The two 3 x 3 convolutions of a basic block, (batch, inputs, h, w) to (batch, width, h / stride, w / stride)."""
 
+    expansion = 1
+
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = layers.conv3x3(inputs, width, stride=stride)
@@ -22,10 +24,42 @@ class BasicBranch(nn.Module):
         self.conv2 = layers.conv3x3(width, width)
         self.bn2 = nn.BatchNorm2d(width)
 
+    @property
+    def last_norm(self) -> nn.Module:
+        """The normalisation before the sum."""
+        return self.bn2
+
     def branch(self, x: Tensor) -> Tensor:
         """What the block adds to its shortcut."""
         branch: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return branch
+
+
+class BottleneckBranch(nn.Module):
+    """1 x 1, 3 x 3 (with the stride) and 1 x 1 convolutions of a bottleneck, four times as wide at their end."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = layers.conv1x1(inputs, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = layers.conv3x3(width, width, stride=stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = layers.conv1x1(width, self.expansion * width)
+        self.bn3 = nn.BatchNorm2d(self.expansion * width)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The normalisation before the sum."""
+        return self.bn3
+
+    def branch(self, x: Tensor) -> Tensor:
+        """What the block adds to its shortcut."""
+        branch = F.relu(self.bn1(self.conv1(x)))
+        branch = F.relu(self.bn2(self.conv2(branch)))
+        last: Tensor = self.bn3(self.conv3(branch))
+        return last
 
 
 class BasicBlock(BasicBranch):
@@ -82,7 +116,7 @@ class CifarResNet(Network):
 
     @property
     def norms(self) -> tuple[nn.Module, ...]:
-        return tuple(cast(BasicBlock, stage[-1]).bn2 for stage in (self.layer1, self.layer2, self.layer3))
+        return tuple(cast(BasicBlock, stage[-1]).last_norm for stage in (self.layer1, self.layer2, self.layer3))
 
     def answer(self, x: Tensor) -> Output:
         stem = F.relu(self.bn1(self.conv1(x)))

@@ -42,19 +42,12 @@ def check(config: Config) -> None:
     Raises:
         UserError: If a key is unknown or missing, or a value is out of range.
     """
-    _check_keys({k: v for k, v in config.items() if k not in OF_THE_RECORD}, OF_A_RUN, "the configuration", "")
-    _check_keys(config["checkpoint"], OF_CHECKPOINT, "checkpoint", "checkpoint.")
+    check_keys({k: v for k, v in config.items() if k not in OF_THE_RECORD}, OF_A_RUN, "the configuration", "")
+    check_keys(config["checkpoint"], OF_CHECKPOINT, "checkpoint", "checkpoint.")
     if not isinstance(every := config["checkpoint"].get("epochs", 1), int) or every < 1:
         raise UserError(f"checkpoint.epochs={every} must be a whole number of at least 1.")
     recipe = config["recipe"]
-    if missing := [key for key in OF_RECIPE if key not in recipe]:
-        raise UserError(f"recipe lacks {', '.join(missing)}: it needs {', '.join(OF_RECIPE)}.")
-    for key in COUNTS:
-        if not isinstance(recipe[key], int) or recipe[key] < 1:
-            raise UserError(f"recipe.{key}={recipe[key]} must be a whole number of at least 1.")
-    for key in RATES:
-        if not isinstance(recipe[key], int | float) or recipe[key] < 0:
-            raise UserError(f"recipe.{key}={recipe[key]} must be a number of at least 0.")
+    check_recipe(recipe)
     if not isinstance(config["seed"], int):
         raise UserError(f"seed={config['seed']} must be a whole number.")
     if recipe["batch_size"] % recipe["accumulate"]:
@@ -87,6 +80,33 @@ def check(config: Config) -> None:
         raise UserError(f"The optimizer refuses its numbers: {error}.") from error
 
 
-def _check_keys(node: Config, known: tuple[str, ...], name: str, prefix: str) -> None:
+def check_recipe(recipe: Config) -> None:
+    """Refuse a recipe that lacks a number, or has one out of range.
+
+    Raises:
+        UserError: Names the first.
+    """
+    if missing := [key for key in OF_RECIPE if key not in recipe]:
+        raise UserError(f"recipe lacks {', '.join(missing)}: it needs {', '.join(OF_RECIPE)}.")
+    for key in COUNTS:
+        if not isinstance(recipe[key], int) or recipe[key] < 1:
+            raise UserError(f"recipe.{key}={recipe[key]} must be a whole number of at least 1.")
+    for key in RATES:
+        if not isinstance(recipe[key], int | float) or recipe[key] < 0:
+            raise UserError(f"recipe.{key}={recipe[key]} must be a number of at least 0.")
+
+
+def check_keys(node: Config, known: tuple[str, ...], name: str, prefix: str) -> None:
+    """Refuse keys that are not known.
+
+    Args:
+        node: Whose keys are looked at.
+        known: Those that it may have.
+        name: What it is, for the message.
+        prefix: How its keys begin on the command line.
+
+    Raises:
+        UserError: Names the first, and those that look like it.
+    """
     if strange := next((key for key in node if key not in known), None):
         raise UserError(f"There is no key {prefix}{strange}: {name} has {nearest_first(strange, known)}.")

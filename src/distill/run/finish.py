@@ -1,6 +1,5 @@
 """What is written once training is over: the deployed student, and the result of the run."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from torch import nn
 
 from distill import record
 from distill.checkpoint import save_safetensors
-from distill.deploy import RECIPE, recipe_of, weights_of
+from distill.deploy import metadata_of, weights_of
 from distill.files import BEST, RESULT, STUDENT
 from distill.keeper import Keeper
 from distill.run.config import Config
@@ -26,15 +25,7 @@ def finish(config: Config, folder: Path, parts: Prepared, keeper: Keeper) -> flo
         Last top-1 in percent.
     """
     data, deployed = parts.data, parts.deployed
-    recipe = recipe_of(
-        names=config["names"],
-        data=config["data"],
-        student=config["student"],
-        teacher=config.get("teacher"),
-        method=config["distiller"],
-    )
-    metadata = {RECIPE: json.dumps(recipe), "data": config["names"]["data"], "name": config["names"]["student"]}
-    metadata["top1"] = f"{keeper.last['top1']:.2f}"
+    metadata = metadata_of(config, top1=keeper.last["top1"])
     save_safetensors(weights_of(deployed), folder / STUDENT, metadata)
     result = {
         "format": 1,

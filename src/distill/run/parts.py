@@ -91,9 +91,9 @@ def build_one(config: Config, what: str) -> Network:
     if what == "teacher" and path is not None and not Path(path).exists():
         name, of = config["names"]["teacher"], config["names"]["data"]
         raise UserError(
-            f"teacher={name} has no weights at {path}: fetch the published teachers with"
-            f" `python scripts/teachers.py fetch`, or train one with `python src/train.py data={of} distiller=none"
-            f" teacher=none student={name}` and then `python scripts/teachers.py install RUN_FOLDER`"
+            f"teacher={name} has no weights at {path}: fetch published ones with"
+            f" `python scripts/teachers.py fetch {name}`, or train one with `python src/train.py data={of}"
+            f" distiller=none teacher=none student={name}` and then `python scripts/teachers.py install RUN_FOLDER`"
             " (or name a file with teacher.weights=FILE)."
         )
     give_weights(network, path, what=what)

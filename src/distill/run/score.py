@@ -1,24 +1,22 @@
 """Scores of a network that is there already: a run's, a checkpoint's, or a weights file's."""
 
-import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from distill import record
 from distill.build import channels_last, freeze
 from distill.data.base import ImageData
-from distill.deploy import load, load_checkpoint
 from distill.errors import UserError
-from distill.files import CONFIG
 from distill.numerics import choose_precision, flush_denormals
 from distill.run import config as settings
 from distill.run.config import Config, device_of
 from distill.run.parts import build_data, build_one
+from distill.run.source import student_of, with_data_of
 from distill.scores import evaluate
 
 KEYS = ("top1", "top5", "nll", "ece", "agreement")
@@ -39,7 +37,7 @@ def score(cfg: DictConfig) -> dict[str, float]:
             "Say what to evaluate: source=RUN_FOLDER (or one of its files), or student=NAME student.weights=FILE."
         )
     if cfg.source is not None:
-        cfg = _with_data_of(Path(cfg.source), cfg, list(HydraConfig.get().overrides.task))
+        cfg = with_data_of(Path(cfg.source), cfg, list(HydraConfig.get().overrides.task))
     config = settings.resolve(cfg)
     device = device_of(config["trainer"])
     precision, why = choose_precision(config["trainer"]["precision"], device)
@@ -68,34 +66,7 @@ def _network(config: Config) -> nn.Module:
                 "student.weights=FILE is missing: a network with random weights has no scores worth having."
             )
         return build_one(config, "student")
-    source = Path(config["source"])
-    if source.suffix != ".ckpt":
-        return channels_last(load(source))
-    return channels_last(load_checkpoint(source, config["run"]))
-
-
-def _with_data_of(source: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The data set of the run that a source belongs to, unless the command line names another.
-
-    Before anything is resolved: a teacher's classes and normalisation follow the data.
-    """
-    if not source.exists():
-        raise UserError(f"source={source} does not exist.")
-    file = (source if source.is_dir() else source.parent) / CONFIG
-    if not file.exists():
-        if source.suffix == ".ckpt":
-            raise UserError(f"{source} lies beside no {CONFIG}: a checkpoint needs the folder of its run.")
-        return cfg
-    saved = OmegaConf.load(file)
-    assert isinstance(saved, DictConfig)
-    cfg = copy.deepcopy(cfg)
-    with open_dict(cfg):
-        cfg.run = saved
-        if not any(o.startswith("data=") for o in overrides):
-            own = {o.split("=", 1)[0].removeprefix("data.") for o in overrides if o.startswith("data.")}
-            cfg.data = {**saved.data, **{key: cfg.data[key] for key in own}}
-            cfg.names.data, cfg.seed = saved.names.data, saved.seed
-    return cfg
+    return channels_last(student_of(Path(config["source"]), config.get("run")))
 
 
 def _batches(data: ImageData, split: str) -> Any:

@@ -37,6 +37,7 @@ from distill.run.check import OF_PRECISION, check
 from distill.run.config import Config, device_of, rows_of_a_batch, world_of
 from distill.run.finish import finish
 from distill.run.parts import Prepared, prepare
+from distill.run.pictures import show
 
 log = logging.getLogger("distill")
 SEARCHED = "A search would be judged on the test set: keep a part of the training set for it, data.holdout=5000 say."
@@ -207,7 +208,9 @@ def _fit(config: Config, folder: Path, parts: Prepared) -> float:
         if not run.trainer.is_global_zero:
             return run.keeper.last["top1"]
         parts.data.trainer = None  # from here on one process reads the whole of it
-        return finish(config, folder, parts, run.keeper)
+        top1 = finish(config, folder, parts, run.keeper)
+        show(run.loggers, folder, parts)
+        return top1
     except SIGTERMException as stop:  # by itself it would end the process as if all were well
         log.info("stopped by SIGTERM: python src/train.py resume=%s goes on", folder)
         raise SystemExit(128 + signal.SIGTERM) from stop
