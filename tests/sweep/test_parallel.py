@@ -52,15 +52,14 @@ def test_joblibs_processes_have_a_gpu_each(tmp_path: Path, tells: tuple[str, ...
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={tmp_path}/sweep")
     line = ("-m", *tells, *RUN, *parallel, "seed=0,1,2,3")
-    path = f"{tmp_path / 'mine'}:{harness.ROOT / 'src'}"
-    broken = process(*line, "distiller=tells,kd", CUDA_VISIBLE_DEVICES="4,5", PYTHONPATH=path)
+    broken = process(*line, "distiller=tells,kd", CUDA_VISIBLE_DEVICES="4,5")
     assert broken.code == 1
     assert "8 runs: 0 were finished, 4 more are now, 4 failed" in broken.out, broken.error
     assert broken.out.count("needs a teacher") == 4
     assert results(tmp_path / "sweep") == [0, 1, 2, 3]
     said = sorted(path.read_text() for path in (tmp_path / "said").iterdir())
     assert said == ["4", "5"]
-    again = process(*line, CUDA_VISIBLE_DEVICES="4,5", PYTHONPATH=path)
+    again = process(*line, CUDA_VISIBLE_DEVICES="4,5")
     assert again.code == 0
     assert "4 runs: 4 finished" in again.out
 
@@ -72,10 +71,8 @@ def test_joblibs_processes_stop_with_their_sweep(tmp_path: Path) -> None:
     parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={tmp_path}/sweep")
     rare = ("checkpoint.minutes=null", "checkpoint.epochs=999")
     line = ("-m", *RUN, *parallel, *rare, "distiller=none", "seed=0,1", "recipe.epochs=60")
-    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT / "src")}
     sweep = subprocess.Popen(
         [sys.executable, str(harness.ROOT / "src/train.py"), *line],
-        env=environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -97,8 +94,9 @@ def test_joblibs_processes_stop_with_their_sweep(tmp_path: Path) -> None:
 def test_submitits_jobs_are_runs(tmp_path: Path) -> None:
     """Its executor on this machine takes the way of a cluster's: a job per run, pickled, in processes of its own."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    path = os.pathsep.join(filter(None, (str(harness.ROOT / "src"), os.environ.get("PYTHONPATH"))))
     local = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", f"hydra.sweep.dir={tmp_path}/sweep")
-    answer = process("-m", *RUN, *local, "distiller=none,kd", "seed=0,1", PYTHONPATH=str(harness.ROOT / "src"))
+    answer = process("-m", *RUN, *local, "distiller=none,kd", "seed=0,1", PYTHONPATH=path)
     assert answer.code == 1
     assert "4 runs: 0 were finished, 2 more are now, 2 failed" in answer.out, answer.error
     assert results(tmp_path / "sweep") == [0, 1]

@@ -95,8 +95,8 @@ def test_the_rows_words_win_over_those_of_all():
 
 def test_without_rows_there_is_the_command_line():
     assert expand([], "", ["a=1,2", "~b", "+c=[1,2]", "a=3,4"], loader=None) == [
-        ["~b", "+c=[1,2]", "a=3"],
-        ["~b", "+c=[1,2]", "a=4"],
+        ["a=3", "~b", "+c=[1,2]"],
+        ["a=4", "~b", "+c=[1,2]"],
     ]
 
 

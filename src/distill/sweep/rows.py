@@ -51,7 +51,7 @@ def expand(rows: Sequence[str], each: str, given: Sequence[str], *, loader: Conf
 
 
 def _choices(overrides: Iterable[Override]) -> dict[str, list[Words]]:
-    """What each key is set to, one after the other; the last of several words for one key counts."""
+    """What each key is set to; of several words for one key the last counts, in the place of the first."""
     found: dict[str, list[Words]] = {}
     for override in overrides:
         name = override.get_key_element()
@@ -62,7 +62,6 @@ def _choices(overrides: Iterable[Override]) -> dict[str, list[Words]]:
             words = [f"{name}={value}" for value in override.sweep_string_iterator()]
         else:
             raise UserError(f"{override.input_line} lists no values: only a search (hydra/sweeper=optuna) draws them.")
-        found.pop(key, None)
         found[key] = [_pair(word) if key == PAIR else {key: word} for word in words]
     return found
 
