@@ -117,7 +117,7 @@ def _of_source(text: str, *, data: Config, trained_on: str) -> list[Named]:
     if _of_ours(path):
         return [_of_run(path)]
     name, colon, file = text.partition(":")
-    if colon or zoo.by_paper(name) is not None:
+    if colon or zoo.by_paper(name, trained_on) is not None:
         return [_of_catalogue(name, file or None, data=data, trained_on=trained_on)]
     if path.exists():
         raise UserError(f"{path} does not say which network it holds: write NAME:{path}, with a name of the catalogue.")
