@@ -231,7 +231,7 @@ def _limits(facts: Facts) -> str:
     if trained:
         recipe = trained["recipe"]
         if recipe["epochs"] < recipe["full_epochs"]:
-            notes.append(f"It was trained for {recipe['epochs']} epochs of a recipe of {recipe['full_epochs']}.")
+            notes.append(f"It was trained for {recipe['epochs']} of the recipe's {recipe['full_epochs']} epochs.")
         notes.append("It comes from one seed; other seeds end elsewhere.")
     return "## Limits\n\n" + "\n".join(f"- {note}" for note in notes)
 

@@ -340,7 +340,8 @@ def _taught(run: Config) -> bool:
 
 def _training(run: Config) -> dict[str, Any]:
     aside = ("mean", "std", "batch_size", "eval_batch_size", "seed", *record.PATHS)
-    recipe = _numbers(run["recipe"])
+    cut = {key: value for key, value in run["trainer"].items() if key.startswith("limit_")}  # shorter epochs
+    recipe = _numbers(run["recipe"]) | cut
     optimizer = _numbers(run["optimizer"])
     return {
         "data": {key: value for key, value in _numbers(run["data"]).items() if key not in aside},
@@ -389,7 +390,7 @@ def _latency(
     answers: list[tuple[Callable[[Tensor], Tensor], torch.device]] = []
     for what, network in (
         (f"teacher `{names['teacher']}`", teacher),
-        (f"student `{names['student']}`", origin.deployed),
+        (f"deployed student `{names['student']}`", origin.deployed),
     ):
         if network is not None:
             rows.append({"network": what, "by": "PyTorch, eager", "where": device.type.upper()})
