@@ -112,12 +112,15 @@ def measure(config: Config, *, steps: int, epochs: int) -> Cost | int:
     devices, keep = config["trainer"], (config.get("teacher") or {}).get("keep", "off") != "off"
     config = _alone(config)
     check(config)
+    limit, least = config["trainer"].get("limit_train_batches"), WORTH_IT * (steps + WARM_UP)
+    if type(limit) is int and limit * epochs < least:
+        return limit * epochs
     began = time.perf_counter()
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         parts = prepare(config, folder, measured=False)
         batches = _limited(len(parts.data.train_dataloader()), config["trainer"].get("limit_train_batches"))
-        if batches * epochs < WORTH_IT * (steps + WARM_UP):
+        if batches * epochs < least:
             return batches * epochs
         few = min(steps + WARM_UP, batches)
         teacher = _teacher_seconds(parts)
