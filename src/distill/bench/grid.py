@@ -16,6 +16,7 @@ import torch
 
 from distill import zoo
 from distill.analysis import paper
+from distill.bench.settings import settle
 from distill.build import Node, build_distiller, build_network, channels_last, freeze, shapes
 from distill.models.network import Network
 from distill.record import count
@@ -62,11 +63,14 @@ def size_of(pair: Pair) -> int:
 
 @lru_cache(maxsize=6)
 def network(name: str, what: str) -> Network:
-    """A network of the catalogue with random weights, frozen if it is the "teacher"; not to be changed."""
+    """A network of the catalogue with random weights, settled and frozen if it is the "teacher"; not to be changed."""
     entry = zoo.by_name(name)
     node = {"_target_": entry.target, **entry.arguments, "num_classes": CLASSES}
     built = build_network(node, what=what, num_classes=CLASSES, mean=[0.5] * 3, std=[0.25] * 3, seed=0)
-    channels_last(freeze(built) if what == "teacher" else built)
+    channels_last(built)
+    if what == "teacher":
+        settle(built, batches(64, size_of((name, name)))[0].images)
+        freeze(built)
     return built
 
 

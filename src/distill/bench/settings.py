@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill import command, record
 from distill.checkpoint import save_safetensors
@@ -65,6 +65,19 @@ def ready(config: Config, folder: Path, *, random_teacher: bool) -> Config:
     return config
 
 
+def settle(network: nn.Module, images: Tensor) -> None:
+    """Give a network with random weights the statistics of some images, shape (batch, 3, height, width).
+
+    Without them a deep network's answer in eval mode grows beyond what a loss can digest.
+    """
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(images)
+
+
 def _stand_in(config: Config, folder: Path) -> None:
     """Random weights where there are none, and the file from which a run knows its teacher's scores.
 
@@ -72,14 +85,8 @@ def _stand_in(config: Config, folder: Path) -> None:
     """
     data = build_data(config)
     if config["teacher"].get("weights") is None and not config["teacher"].get("pretrained"):
-        teacher = build_one(config, "teacher").train()
-        for module in teacher.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = 1.0
-        # without statistics of its own, a deep network's answer would grow beyond what a loss can digest
-        batch = next(iter(data.train_dataloader()))
-        with torch.no_grad():
-            teacher(batch.images[:CALIBRATION])
+        teacher = build_one(config, "teacher")
+        settle(teacher, next(iter(data.train_dataloader())).images[:CALIBRATION])
         path = folder / "random_teacher.safetensors"
         save_safetensors(teacher.published, path, {})
         config["teacher"]["weights"] = str(path)
