@@ -137,7 +137,8 @@ def takes_steps(name: str, student, teacher) -> None:
         torch.stack(list(terms.values())).sum().backward()
         assert all(p.grad.isfinite().all() for _, p in named if p.grad is not None)
         assert student.classifier.weight.grad.any()
-        assert student.model.pos_embed.grad.any()
+        if hasattr(student.model, "pos_embed"):  # PVT v2 knows positions from its convolutions
+            assert student.model.pos_embed.grad.any()
         optimizer.step()
         with torch.no_grad():
             method.update(step)

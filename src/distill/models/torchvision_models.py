@@ -105,6 +105,8 @@ class TorchvisionNetwork(Network):
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:
         """The model's parts, and the parts of those that are lists."""
         for name, child in self.model.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d):
+                continue  # VGG's changes nothing at 224 px, but enlarges the last map of smaller images
             yield name, child
             if isinstance(child, nn.Sequential | nn.ModuleList):
                 yield from ((f"{name}.{inner}", part) for inner, part in child.named_children())
