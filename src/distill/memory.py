@@ -50,6 +50,17 @@ def among_all(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
     return torch.cat([joined[:first], rows, joined[first + len(rows) :]])
 
 
+def everywhere(student: Tensor, teacher: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Both networks' rows of all ranks in rank order, for losses that compare rows with each other.
+
+    Args:
+        student: This rank's rows, shape (counts[rank], ...); see `among_all`.
+        teacher: Likewise; see `gather`.
+        counts: As there.
+    """
+    return among_all(student, counts), gather(teacher, counts)
+
+
 def of_joined(loss: Tensor, batch: Batch) -> Tensor:
     """A loss of all ranks' rows that is no mean over them, as a term that the training loop weighs as if it were.
 

@@ -91,10 +91,15 @@ class CIFAR100(ResidentData):
 
     def _fetch(self, missing: list[str]) -> None:
         official = datasets.CIFAR100
-        by_hand = f"unpack {official.url} in {self.root}, so that it holds {official.base_folder}/"
-        if not self.download:
-            raise UserError(f"{self.folder} lacks {', '.join(missing)}: set data.download=true or {by_hand}")
-        fetch(official.url, self.root, md5=official.tgz_md5, what="CIFAR-100", by_hand=by_hand)
+        fetch(
+            official.url,
+            self.root,
+            holds=official.base_folder,
+            missing=missing,
+            download=self.download,
+            md5=official.tgz_md5,
+            what="CIFAR-100",
+        )
 
     def read(self) -> tuple[Part, Part]:
         """Training and test images as uint8, shape (samples, 32, 32, 3)."""

@@ -96,10 +96,15 @@ class STL10(ResidentData):
 
     def _fetch(self, missing: list[str]) -> None:
         official = datasets.STL10
-        by_hand = f"unpack {official.url} in {self.root}, so that it holds {official.base_folder}/"
-        if not self.download:
-            raise UserError(f"{self.folder} lacks {', '.join(missing)}: set data.download=true or {by_hand}")
-        fetch(official.url, self.root, md5=official.tgz_md5, what=NAME, by_hand=by_hand)
+        fetch(
+            official.url,
+            self.root,
+            holds=official.base_folder,
+            missing=missing,
+            download=self.download,
+            md5=official.tgz_md5,
+            what=NAME,
+        )
 
     def _check(self, names: Sequence[str]) -> None:
         """Sizes before checksums: these take a second or more, and say less."""

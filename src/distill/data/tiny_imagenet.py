@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from distill.data.archive import fetch
+from distill.data.archive import by_hand, fetch
 from distill.data.base import Part
 from distill.data.decoded import read_images
 from distill.data.layout import class_folders
@@ -84,12 +84,10 @@ class TinyImageNet(ResidentData):
             UserError: If the data set is absent or incomplete, or cannot be fetched.
         """
         missing = [name for name in ("wnids.txt", "train", "val") if not (self.folder / name).exists()]
-        by_hand = f"unpack {URL} in {self.root}, so that it holds {FOLDER}/"
-        if len(missing) == 3 and self.download:
-            fetch(URL, self.root, md5=MD5, what=NAME, by_hand=by_hand)
+        if len(missing) == 3:
+            fetch(URL, self.root, holds=FOLDER, missing=missing, download=self.download, md5=MD5, what=NAME)
         elif missing:
-            download = "set data.download=true or " if len(missing) == 3 else ""
-            raise UserError(f"{self.folder} lacks {', '.join(missing)}: {download}{by_hand}")
+            raise UserError(f"{self.folder} lacks {', '.join(missing)}: {by_hand(URL, self.root, FOLDER)}")
 
     def read(self) -> tuple[Part, Part]:
         """Training and test images as uint8, shape (samples, size, size, 3).

@@ -97,8 +97,8 @@ class DIST(Distiller):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms "ce", "inter" and "intra"."""
-        student, teacher, counts = step.student.logits, step.teacher.logits, step.batch.rows
-        everywhere = memory.among_all(student, counts), memory.gather(teacher, counts)
+        student, teacher = step.student.logits, step.teacher.logits
+        everywhere = memory.everywhere(student, teacher, step.batch.rows)
         intra = memory.of_joined(intra_loss(*everywhere, temperature=self.temperature), step.batch)
         return {
             "ce": self.ce_weight * F.cross_entropy(full_precision(student), step.batch.labels),

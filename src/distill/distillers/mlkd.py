@@ -161,7 +161,7 @@ class MLKD(Distiller):
 
     def _paper(self, weak: View, strong: View, counts: tuple[int, ...]) -> dict[str, Tensor]:
         views = weak, strong
-        everywhere = [_everywhere(view, counts) for view in views]
+        everywhere = [memory.everywhere(*view, counts) for view in views]
         return {
             "instance": torch.stack([_sum(kd_loss, view, self.temperatures) for view in views]).sum(),
             "class": torch.stack([_sum(class_correlation_loss, v, self.temperatures) for v in everywhere]).sum(),
@@ -169,7 +169,7 @@ class MLKD(Distiller):
         }
 
     def _released(self, weak: View, strong: View, counts: tuple[int, ...]) -> dict[str, Tensor]:
-        everywhere = _everywhere(weak, counts)
+        everywhere = memory.everywhere(*weak, counts)
         of_rows, of_classes = kept_shares(everywhere[1])
         masked = of_rows * _sum(kd_loss, weak, self.temperatures)
         unmasked = _sum(kd_loss, strong, self.temperatures[:OF_STRONG])
@@ -179,12 +179,6 @@ class MLKD(Distiller):
             "class": of_classes * _sum(class_correlation_loss, everywhere, self.temperatures),
             "batch": of_rows * _sum(batch_correlation_loss, everywhere, self.temperatures),
         }
-
-
-def _everywhere(view: View, counts: tuple[int, ...]) -> View:
-    """The view's rows of all ranks."""
-    student, teacher = view
-    return memory.among_all(student, counts), memory.gather(teacher, counts)
 
 
 def _sum(loss: Callable[..., Tensor], view: View, temperatures: Sequence[float]) -> Tensor:

@@ -76,7 +76,7 @@ class PKT(Distiller):
         student, teacher = step.student.pooled, step.teacher.pooled
         assert student is not None
         assert teacher is not None
-        s, t = memory.among_all(student, step.batch.rows), memory.gather(teacher, step.batch.rows)
+        s, t = memory.everywhere(student, teacher, step.batch.rows)
         return {
             "ce": self.ce_weight * F.cross_entropy(full_precision(step.student.logits), step.batch.labels),
             "pkt": self.pkt_weight * memory.of_joined(pkt_loss(s, t), step.batch),

@@ -68,7 +68,7 @@ class SP(Distiller):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms "ce" and "sp"."""
         student, teacher = step.student.stages[-1].flatten(1), step.teacher.stages[-1].flatten(1)
-        s, t = memory.among_all(student, step.batch.rows), memory.gather(teacher, step.batch.rows)
+        s, t = memory.everywhere(student, teacher, step.batch.rows)
         return {
             "ce": self.ce_weight * F.cross_entropy(full_precision(step.student.logits), step.batch.labels),
             "sp": self.sp_weight * memory.of_joined(sp_loss(s, t), step.batch),

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from distill.deploy import load, weights_of
 from distill.errors import UserError
 from distill.files import STUDENT
 from distill.mistake import nearest_first
+from distill.quiet import quiet
 
 INPUT, OUTPUT = "images", "logits"
 ABOUT = "about.json"  # the file within student.pt2 that says what it is
@@ -224,14 +224,9 @@ def _without_idle_regions() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what torch and its converter say to their own developers."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(before)
+        yield
 
 
 def _first_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from distill import record
-from distill.build import build_network, channels_last, freeze
+from distill.build import channels_last, freeze
 from distill.checkpoint import read_metadata, save_atomically
 from distill.deploy import RECIPE, metadata_of
 from distill.errors import UserError
@@ -33,7 +33,7 @@ from distill.models.network import Network
 from distill.numerics import flush_denormals, stream
 from distill.run import config as settings
 from distill.run.config import Config, device_of
-from distill.run.parts import build_data
+from distill.run.parts import build_data, build_one
 from distill.run.source import chooses_data, student_of, with_data_of
 
 CARD, NUMBERS = "README.md", "card.json"
@@ -218,16 +218,8 @@ def _teacher(origin: Origin) -> tuple[Network | None, str | None]:
     run = origin.run
     if run is None or not run.get("teacher"):
         return None, None
-    data = run["data"]
     try:
-        teacher = build_network(
-            run["teacher"],
-            what="teacher",
-            num_classes=data["num_classes"],
-            mean=data["mean"],
-            std=data["std"],
-            seed=run["seed"],
-        )
+        teacher = build_one({**run, "teacher": {**run["teacher"], "weights": None}}, "teacher")
     except UserError as error:
         return None, f"The teacher could not be built again, so its speed is unknown: {str(error).rstrip('.')}."
     return freeze(teacher), "The teacher was built anew for this, with untrained weights, which take the same time."

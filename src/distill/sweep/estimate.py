@@ -1,7 +1,6 @@
 """How long a sweep will take on this device, from steps that are really trained."""
 
 import json
-import logging
 import math
 import multiprocessing
 import time
@@ -19,6 +18,7 @@ from omegaconf import DictConfig
 from distill import record
 from distill.errors import UserError
 from distill.gpus import JOBLIB, visible
+from distill.quiet import quiet
 from distill.run.config import Config
 from distill.sweep.jobs import Job
 from distill.sweep.measure import Cost, measure
@@ -219,17 +219,6 @@ def measuring(master: DictConfig) -> Iterator[Measure]:
 
 def _measure(config: Config, steps: int, epochs: int) -> Cost | int:
     return measure(config, steps=steps, epochs=epochs)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without what runs say of themselves."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 # ---------------------------------------------------------------------- words
