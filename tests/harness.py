@@ -1,8 +1,10 @@
 """Runs as the command line composes them, inside the test's own process."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback
@@ -92,6 +94,14 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     for number, buffers in checkpoint["optimizer_states"][0]["state"].items():
         tensors |= {f"optimizer.{number}.{k}": v for k, v in buffers.items() if isinstance(v, torch.Tensor)}
     return tensors
+
+
+def public_weights(name: str) -> Path:
+    """A file of chenyaofo/pytorch-cifar-models; skips the test where there is none."""
+    folder = os.environ.get("DISTILL_WEIGHTS")
+    if not folder or not Path(folder, f"{name}.pth").exists():
+        pytest.skip(f"needs DISTILL_WEIGHTS: a folder with {name}.pth of chenyaofo/pytorch-cifar-models")
+    return Path(folder, f"{name}.pth")
 
 
 def yaml(path: Path) -> Any:

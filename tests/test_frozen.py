@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import harness
 from distill.build import freeze, give_weights
 from distill.data.cifar100 import CIFAR100
 from distill.frozen import FrozenNetwork, Trace, difference, fastest, fold, fold_pair, store_cast
@@ -509,13 +509,11 @@ def test_compiled_answers_alike_whatever_the_batch(small: Network, precision: st
 
 
 def published(name: str) -> Network:
-    folder = os.environ.get("DISTILL_WEIGHTS")
-    if not folder or not Path(folder, f"{name}.pth").exists():
-        pytest.skip(f"needs DISTILL_WEIGHTS: a folder with {name}.pth")
+    weights = harness.public_weights(name)
     kind = by_name(name)
     network = CifarResNet(**kind.arguments, num_classes=100)
     network.normalise(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), input_size=None)
-    give_weights(network, f"{folder}/{name}.pth", what="teacher")
+    give_weights(network, str(weights), what="teacher")
     return freeze(network)
 
 

@@ -161,6 +161,25 @@ def test_probes_of_networks_that_trained_as_long_as_the_papers(tmp_path, write):
     assert "python src/probe.py -m data=stl10,tiny_imagenet" in sheet.missing[1]
 
 
+def test_a_probe_of_a_part_serves_until_there_is_one_of_all(tmp_path, write):
+    said = {"kind": "probe", "epochs": 100, "variant": "recipe.epochs=3 data.complete=false"}
+    column = "resnet56 → resnet20, Tiny-ImageNet"
+    pair = {"data": "tiny_imagenet", "teacher": "resnet56", "student": "resnet20"}
+    names = pair | {"distiller": "mcld"}
+    part = write(30.0, 29.0, **said, names=names, probe={"training_images": 10000})
+    alone = pair | {"student": "resnet56", "distiller": "teacher"}
+    write(22.0, 21.0, **said | {"variant": "data.complete=false"}, names=alone, probe={"training_images": 10000})
+    sheet = filled(tmp_path, 8, teacher="resnet56", student="resnet20", epochs=3)
+    assert cell(sheet, "MCLD", column).best.mean == 30.0
+    assert cell(sheet, "teacher", column).best.mean == 22.0  # of a network that was not trained here
+    assert "Ours learnt on a part of the data set, 10,000 images." in report(sheet).notes
+    write(40.0, 39.0, **said | {"variant": "recipe.epochs=3"}, names=names, probe={"training_images": 100000})
+    write(30.0, 29.0, **said, names=names, seed=1, probe={"training_images": 10000})
+    assert part.exists()
+    sheet = filled(tmp_path, 8, teacher="resnet56", student="resnet20", epochs=3)
+    assert cell(sheet, "MCLD", column).best.mean == 40.0
+
+
 # ---------------------------------------------------------------------- what is missing
 
 

@@ -206,7 +206,7 @@ def test_a_transformer_teaches(tmp_path: Path):
 
 
 def test_the_experiment_is_as_published():
-    config = harness.configure("experiment=vit_students")
+    config = harness.configure("experiment=vit_student")
     assert [config["names"][key] for key in ("data", "teacher", "student", "distiller")] == [
         *("cifar100", "resnet56", "deit_tiny", "lskd_kd")
     ]
@@ -228,7 +228,7 @@ def test_the_experiment_is_as_published():
 
 def test_without_a_size_of_its_own_a_network_looks_at_large_crops_in_the_images_size():
     config = harness.configure(
-        "experiment=vit_students", "teacher.weights=null", "student=resnet8", "~student.drop_path"
+        "experiment=vit_student", "teacher.weights=null", "student=resnet8", "~student.drop_path"
     )
     assert parts.build_one(config, "teacher").input_size == 32
     assert parts.build_one(config, "student").input_size == 32
@@ -237,7 +237,7 @@ def test_without_a_size_of_its_own_a_network_looks_at_large_crops_in_the_images_
 
 def test_kept_answers_refuse_views_without_number(cifar_root, tmp_path: Path):
     config = harness.configure(
-        *("experiment=vit_students", "distiller=kd", "student=resnet8", "~student.drop_path", "teacher.keep=memory"),
+        *("experiment=vit_student", "distiller=kd", "student=resnet8", "~student.drop_path", "teacher.keep=memory"),
         *("teacher=resnet8", "teacher.weights=null", "teacher.allow_chance=true", f"data.root={cifar_root}"),
     )
     with pytest.raises(

@@ -279,7 +279,7 @@ def test_a_sweep_from_the_shell(weights: Path, tmp_path: Path) -> None:
     words = ("-m", "data=digits", "data.size=12,16", "recipe.epochs=1", f"networks=[resnet8:{weights}]")
     answer = process(*words, f"output={tmp_path}", "seed=2", script="probe")
     assert answer.code == 0, answer.error
-    assert answer.out.count("## linear probe, digits, 1 epochs, test set") == 2
+    assert answer.out.count("## linear probe, digits, 1 epoch, test set") == 2
     found, _ = find_results([tmp_path])
     assert [(one.seed, one.variant) for one in found] == [(2, "data.size=12"), (2, "data.size=16")]
 
@@ -289,13 +289,11 @@ def test_a_sweep_from_the_shell(weights: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_real_features_separate_real_images(tmp_path: Path) -> None:
-    data, files = os.environ.get("DISTILL_DATA"), os.environ.get("DISTILL_WEIGHTS")
+    data = os.environ.get("DISTILL_DATA")
     if not data or not (Path(data) / "tiny-imagenet-200").exists():
         pytest.skip("needs DISTILL_DATA with tiny-imagenet-200/")
-    if not files or not (Path(files) / "resnet20.pth").exists():
-        pytest.skip("needs DISTILL_WEIGHTS: a folder with resnet20.pth")
     (folder,) = harness.probe(
         *("data=tiny_imagenet", "data.complete=false", "recipe.epochs=30", f"output={tmp_path}"),
-        f"networks=[resnet20:{files}/resnet20.pth]",
+        f"networks=[resnet20:{harness.public_weights('resnet20')}]",
     )
     assert result(folder)["best"]["top1"] > 20  # of 200 classes; measured 23.6 to 23.7 on 10,000 + 5,000 images

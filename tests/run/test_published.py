@@ -1,6 +1,5 @@
 """Published weights reach their published accuracy through the command that the README shows."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,8 @@ PUBLISHED = {"resnet20": (68.83, 91.01), "resnet56": (72.61, 91.92)}
 
 @pytest.mark.parametrize("name", ["resnet20", pytest.param("resnet56", marks=pytest.mark.slow)])
 def test_accuracy(name: str, cifar_root: Path) -> None:
-    folder = os.environ.get("DISTILL_WEIGHTS")
-    if not folder:
-        pytest.skip(
-            "needs DISTILL_WEIGHTS: a folder with resnet20.pth and resnet56.pth of chenyaofo/pytorch-cifar-models"
-        )
-    scores = harness.evaluate(f"student={name}", f"student.weights={folder}/{name}.pth", f"data.root={cifar_root}")
+    weights = harness.public_weights(name)
+    scores = harness.evaluate(f"student={name}", f"student.weights={weights}", f"data.root={cifar_root}")
     top1, top5 = PUBLISHED[name]
     assert scores["top1"] == pytest.approx(top1, abs=0.05)
     assert scores["top5"] == pytest.approx(top5, abs=0.05)

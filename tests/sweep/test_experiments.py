@@ -2,16 +2,20 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 import harness
 from distill import zoo
 from distill.analysis import paper
 from distill.errors import UserError
 from distill.record import variant
+from distill.sweep.jobs import Job
 from distill.sweep.rows import expand
+from distill.sweep.table import then
 
 FOLDER = harness.CONF / "experiment"
 TABLES = {path.stem: table for path in sorted(FOLDER.glob("*.yaml")) if (table := harness.yaml(path).get("table"))}
@@ -74,6 +78,7 @@ def composes(words: list[str]) -> None:
     config = harness.configure(*words)
     said = dict(word.split("=", 1) for word in words)
     assert config["seed"] == int(said["seed"])
+    said["data"] = said.get("data", "cifar100").removesuffix("_vit")  # the same images, seen otherwise
     assert {**config["names"], **said}.items() >= config["names"].items()
 
 
@@ -102,6 +107,33 @@ def test_it_has_a_run_for_every_number_of_the_paper(name):
         assert len(found) == 3, record  # seeds
         wanted += found
     assert [run for run in made if run not in wanted and run["method"] != "none"] == []
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_what_follows_it_is_named_without_gaps(name):
+    assert not PLACES.search(following(name))
+
+
+def test_what_follows_names_the_runs():
+    few = ("teacher=resnet56", "student=resnet20", "seed=0", "recipe.epochs=3")
+    chosen = "--teacher resnet56 --student resnet20 --epochs 3"
+    assert following("table7", *few) == f"Now: python scripts/table.py --table 7 {chosen}\n"
+    assert following("table2", "seed=0") == "Now: python scripts/table.py --table 2 \n"
+    assert following("figure4", "distiller=kd") == "Now: python scripts/figures.py figure4 runs/0\n"
+    probes = following("table8", *few, "teacher.weights=a/b.pth", "distiller=mcld")
+    assert "'networks=[runs/0,runs/1,resnet56:a/b.pth]'" in probes
+    assert probes.endswith(f"; python scripts/table.py --table 8 {chosen}\n")
+
+
+PLACES = re.compile(r"\{(options|folders|list|teacher)\}")
+
+
+def following(name: str, *given: str) -> str:
+    """What is printed after the runs of a table."""
+    made = [dict(word.split("=", 1) for word in words) for words in runs(name, *given)]
+    jobs = [Job([], {"names": names}, None, Path(f"runs/{place}")) for place, names in enumerate(made)]
+    master = OmegaConf.create({"table": TABLES[name], "hydra": {"sweep": {"dir": "outputs"}}})
+    return then(master, jobs, given)
 
 
 def as_printed(words: list[str]) -> dict[str, Any]:

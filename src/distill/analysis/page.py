@@ -6,6 +6,11 @@ from dataclasses import dataclass
 NOTHING = "–"
 
 
+def epochs(number: int) -> str:
+    """A length of training, in words."""
+    return f"{number} epoch{'s' * (number != 1)}"
+
+
 @dataclass(frozen=True)
 class Text:
     """One line of a cell.

@@ -15,6 +15,8 @@ Metric = Literal["top1", "top5"]
 EPOCHS = {"cifar100": 240, "imagenet": 100}
 # what the networks of Tables 8 and 9 have learned before they are probed
 PROBED = "cifar100"
+# in the variant of a probe that learnt on a part of its data set
+PART = "data.complete=false"
 
 METHODS = {
     "KD": "kd",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from distill.analysis import paper
+from distill.analysis import page, paper
 from distill.analysis.layout import ABLATION, PROBES, TERMS, TITLES, Layout, Slot, layout
 from distill.analysis.missing import SEEDS, commands
 from distill.analysis.page import NOTHING, Band, Cell, Grid, Page, Text
@@ -136,17 +136,18 @@ def _filled(slot: Slot, rows: list[Row], epochs: int | None) -> Filled:
             row.teacher_top1.mean if slot.metric == "top1" else _teacher_top5(row)
             for row in rows
             if row.kind == "train"
+            and paper.PART not in row.variant  # other test images
             and row.data == slot.data
             and paper.same_network(row.teacher, slot.teacher, slot.data)
         ]
         return Filled(slot, teacher=Stat(Stat.of(measured).mean, None))
     length = epochs or slot.epochs or paper.EPOCHS.get(slot.data)
     # a probe's variant names the length of its network's training where that is not the usual one
-    variant = f"recipe.epochs={epochs}" if slot.probe and epochs is not None else ""
+    variant = f"recipe.epochs={epochs}" if slot.probe and slot.method != "teacher" and epochs is not None else ""
     fits = [row for row in rows if _belongs(row, slot, variant) and (slot.probe or row.epochs == length)]
     if not fits:
         return Filled(slot)
-    row = max(fits, key=lambda row: len(row.runs))
+    row = max(fits, key=lambda row: (not _of_a_part(row), len(row.runs)))
     return Filled(slot, row, why_not=tuple(_why_not(row, slot)))
 
 
@@ -157,7 +158,8 @@ def _teacher_top5(row: Row) -> float | None:
 def _belongs(row: Row, slot: Slot, variant: str) -> bool:
     if row.data != slot.data or (row.kind == "probe") != slot.probe:
         return False
-    if slot.terms is None and (row.variant != variant or not paper.same_method(row.distiller, slot.method)):
+    changed = " ".join(word for word in row.variant.split(" ") if word != paper.PART) if slot.probe else row.variant
+    if slot.terms is None and (changed != variant or not paper.same_method(row.distiller, slot.method)):
         return False
     if slot.terms is not None and _terms(row) != slot.terms:
         return False
@@ -165,6 +167,11 @@ def _belongs(row: Row, slot: Slot, variant: str) -> bool:
     if slot.method in ("student_baseline", "teacher"):
         del named["teacher" if slot.method == "student_baseline" else "student"]
     return all(paper.same_network(getattr(row, role), name, slot.data) for role, name in named.items())
+
+
+def _of_a_part(row: Row) -> bool:
+    """Whether a probe learnt a part of its data set only, which serves until there is one of all of it."""
+    return paper.PART in row.variant.split(" ")
 
 
 def _terms(row: Row) -> frozenset[str] | None:
@@ -200,8 +207,11 @@ def _why_not(row: Row, slot: Slot) -> list[str]:
         reasons.append(f"No difference is taken: the paper's number is of {slot.instead_of}.")
     if slot.probe:
         reasons.append("No difference is taken: the paper does not state how it trained the classifier.")
+    if slot.probe and _of_a_part(row):
+        images = row.runs[0].content["probe"]["training_images"]
+        reasons.append(f"Ours learnt on a part of the data set, {images:,} images.")
     if full is not None and row.epochs != full:
-        reasons.append(f"No difference is taken: ours trained for {row.epochs} epochs, the paper's for {full}.")
+        reasons.append(f"No difference is taken: ours trained for {page.epochs(row.epochs)}, the paper's for {full}.")
     theirs = next(
         (
             record["top1"]
@@ -244,7 +254,7 @@ def report(sheet: Sheet) -> Page:
             label = (Text(line.label + "*" * again, "label"),)
             rows.append((label, *(_cell(cell, notes, again) for cell in filled)))
         bands.append(Band(group.title, tuple(rows)))
-    length = "" if sheet.epochs is None else f", {sheet.epochs} epochs"
+    length = "" if sheet.epochs is None else f", {page.epochs(sheet.epochs)}"
     number = sheet.layout.table
     title = f"Table {number}: {TITLES[number]}{length}"
     grid = Grid("", ("", *sheet.layout.columns), 1, tuple(bands))

@@ -166,7 +166,7 @@ def group(results: Iterable[Result]) -> tuple[list[Row], list[str]]:
     for key, runs in groups.items():
         unique, said = _unique(runs)
         row = Row(*key, runs=tuple(sorted(unique, key=lambda run: (run.seed, run.path))))
-        where = f"{row.data}, {row.epochs} epochs, {row.pair}, {row.label}: "
+        where = f"{row.data}, {page.epochs(row.epochs)}, {row.pair}, {row.label}: "
         notes += [where + note for note in said]
         if (spread := row.teacher_top1.sd) is not None and not math.isclose(spread, 0, abs_tol=1e-6):
             notes.append(where + "the runs had teachers of different accuracy.")
@@ -228,7 +228,7 @@ def overview(rows: list[Row], notes: Iterable[str] = (), *, metric: Metric = "to
             why = UNSTATED if kind == "probe" else f"is for {paper.EPOCHS[data]} epochs and the test set"
             below.append(f"* The paper's number {why}; no difference is taken.")
         band = Band("", tuple(_line(row, metric, other) for row in members))
-        title = f"{heading}, {epochs} epochs, {SPLITS.get(split, split)}"
+        title = f"{heading}, {page.epochs(epochs)}, {SPLITS.get(split, split)}"
         grids.append(Grid(title, columns, 2, (band,), tuple(below)))
     legend = (
         "Mean ± sample standard deviation over seeds, in percent; the best epoch is that of the best top-1. The "

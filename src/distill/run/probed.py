@@ -23,7 +23,7 @@ from distill.run.named import Named
 SIZE = 32  # px: what Tables 8 and 9 are about
 OURS = "ours"
 # overrides that a row says otherwise, or that change nothing
-SAID_ELSEWHERE = ("data.size=", "data.seed=", "student", "protocol")
+SAID_ELSEWHERE = ("data.size=", "data.seed=", "data.complete=", "student", "protocol")
 
 
 def job_of(one: Named, config: Config, *, seed: int, images: str, overrides: Iterable[str]) -> Config:
@@ -77,6 +77,8 @@ def _variant(one: Named, config: Config, overrides: Iterable[str]) -> str:
         parts.append(f"protocol={protocol}")
     if (size := config["data"]["size"]) != SIZE:
         parts.append(f"data.size={size}")
+    if not config["data"].get("complete", True):
+        parts.append(paper.PART)
     if one.trained_on != paper.PROBED:
         parts.append(f"data@trained_on={one.trained_on}")
     return " ".join(filter(None, parts))

@@ -86,8 +86,8 @@ def own_words(words: Sequence[str], *, table: bool) -> list[str]:
 def then(master: DictConfig, jobs: Sequence[Job], words: Sequence[str]) -> str:
     """What to do with the runs, as the table says.
 
-    In its words `{options}` stands for how scripts choose these runs, `{folders}` for their folders, and `{list}` for
-    the same with commas.
+    In its words `{options}` stands for how scripts choose these runs, `{folders}` for their folders, `{list}` for the
+    same with commas, and `{teacher}` for the one teacher they have, with its file where the command line names one.
 
     Args:
         master: Configuration of the sweep.
@@ -101,15 +101,22 @@ def then(master: DictConfig, jobs: Sequence[Job], words: Sequence[str]) -> str:
     pairs = {(job.config["names"]["teacher"], job.config["names"]["student"]) for job in jobs if job.config}
     taught = {pair for pair in pairs if pair[0] != "none"}
     if len(taught) == 1:
-        teacher, student = taught.pop()
-        options += ["--teacher", teacher, "--student", student]
-    epochs = [word.partition("=")[2] for word in words if word.startswith("recipe.epochs=")]
-    options += ["--epochs", epochs[-1]] if epochs and "," not in epochs[-1] else []
+        options += [word for pair in zip(("--teacher", "--student"), *taught, strict=True) for word in pair]
+    epochs, weights = (_last(words, key) for key in ("recipe.epochs", "teacher.weights"))
+    options += ["--epochs", epochs] if epochs and "," not in epochs else []
+    teachers = sorted({teacher + (f":{weights}" if weights else "") for teacher, _ in taught})
     folders = [str(job.folder) for job in jobs]
-    known = {"{options}": " ".join(options), "{folders}": " ".join(folders), "{list}": ",".join(folders)}
+    known = {"{options}": " ".join(options), "{folders}": " ".join(folders)}
+    known |= {"{list}": ",".join(folders), "{teacher}": ",".join(teachers)}
     for place, value in known.items():
         text = text.replace(place, value)
     return f"Now: {text}\n"
+
+
+def _last(words: Sequence[str], key: str) -> str:
+    """What a command line sets a key to, or nothing."""
+    values = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
+    return values[-1] if values else ""
 
 
 def overview(jobs: Sequence[Job]) -> str:

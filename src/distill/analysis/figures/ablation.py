@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from distill.analysis.figures import style
 from distill.analysis.layout import ABLATION, TERMS
+from distill.analysis.page import epochs
 from distill.analysis.sheet import Filled, Sheet
 from distill.errors import UserError
 
@@ -84,7 +85,7 @@ def _title(sheet: Sheet, bars: Sequence[Bar]) -> str:
     row = next(cell.row for cell in sheet.cells if cell.row is not None)
     seeds = {bar.seeds for bar in bars if bar.seeds}
     said = "one seed each" if seeds == {1} else f"{seeds.pop()} seeds each" if len(seeds) == 1 else "n: seeds"
-    return f"{row.data}, {sheet.layout.columns[0]}, {row.epochs} epochs; {said}"
+    return f"{row.data}, {sheet.layout.columns[0]}, {epochs(row.epochs)}; {said}"
 
 
 def _bars(axes: Axes, bars: Sequence[Bar], beside: bool) -> None:

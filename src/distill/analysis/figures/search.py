@@ -1,7 +1,8 @@
 """A search for one number: accuracy on the held-out images over its values, in the order they were tried."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -10,9 +11,12 @@ import matplotlib as mpl
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from distill.analysis.figures import style
+from distill.analysis.page import epochs
 from distill.analysis.store import Result
 from distill.analysis.table import method_of
 from distill.errors import UserError
+
+NEAR, HIGH = 0.03, 0.12  # of the axes: what a number takes above its point
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def trials_of(results: Iterable[Result], parameter: str) -> tuple[list[Trial], s
         if run.evaluated_on != "holdout" or not values:
             continue
         rest = " ".join([method, *(word for word in words if not word.startswith(f"{parameter}="))])
-        about = f"{run.data}, {run.teacher} → {run.student}, {rest}, {run.epochs} epochs"
+        about = f"{run.data}, {run.teacher} → {run.student}, {rest}, {epochs(run.epochs)}"
         searches[about][_number(parameter, values[0])].append(run)
     if not searches:
         raise UserError(
@@ -114,13 +118,15 @@ def search_trials(results: Iterable[Result], path: str | Path, *, parameter: str
             zorder=2,
         )
         axes.scatter([best.value], [best.top1], s=170, facecolor="none", edgecolor="#D55E00", linewidth=1.6, zorder=3)
+        below = _covered(trials)
         for trial in trials:
             axes.annotate(
                 str(trial.order),
                 (trial.value, trial.top1),
-                xytext=(0, 10 if trial is best else 6),
+                xytext=(0, -6 if trial in below else 10 if trial is best else 6),
                 textcoords="offset points",
                 ha="center",
+                va="top" if trial in below else "bottom",
                 fontsize=style.SMALL,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )
@@ -140,3 +146,16 @@ def search_trials(results: Iterable[Result], path: str | Path, *, parameter: str
         axes.set_title(f"{about}\nbest of {len(trials)}: {best.value:.4g}, {best.top1:.2f} %", loc="left")
         style.save(figure, path)
     return trials
+
+
+def _covered(trials: list[Trial]) -> list[Trial]:
+    """Those right above which another lies, so that their numbers would hide it."""
+    scale: Callable[[float], float] = math.log if min(trial.value for trial in trials) > 0 else float
+    places = [(scale(trial.value), trial.top1) for trial in trials]
+    widths = [(max(axis) - min(axis)) or 1.0 for axis in zip(*places, strict=True)]
+
+    def above(one: tuple[float, float], other: tuple[float, float]) -> bool:
+        right, up = ((b - a) / width for a, b, width in zip(one, other, widths, strict=True))
+        return abs(right) < NEAR and 0 < up < HIGH
+
+    return [trial for trial, one in zip(trials, places, strict=True) if any(above(one, other) for other in places)]

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from distill.analysis.page import epochs
 from distill.analysis.store import Result
 from distill.analysis.table import Row, group
 from distill.errors import UserError
@@ -98,7 +99,7 @@ def one_pair(results: Iterable[Result]) -> list[Row]:
     cells = {(r.kind, r.data, r.epochs, r.evaluated_on, r.student) for r in rows}
     teachers = {row.teacher for row in rows} - {"none"}
     if len(cells) > 1 or len(teachers) > 1:
-        listed = "; ".join(sorted({f"{r.data}, {r.epochs} epochs, {r.evaluated_on}, {r.pair}" for r in rows}))
+        listed = "; ".join(sorted({f"{r.data}, {epochs(r.epochs)}, {r.evaluated_on}, {r.pair}" for r in rows}))
         raise UserError(
             f"A picture shows one pair of networks, and there are several: {listed}. "
             "Choose with --data, --teacher, --student, --epochs and --split."
@@ -115,7 +116,7 @@ def about(rows: Sequence[Row]) -> str:
 def trained(rows: Sequence[Row]) -> str:
     """Data, pair and length of some rows of one pair, in words."""
     row = next((row for row in rows if row.teacher != "none"), rows[0])
-    return f"{row.data}, {row.pair}, {row.epochs} epochs"
+    return f"{row.data}, {row.pair}, {epochs(row.epochs)}"
 
 
 def apart(places: Sequence[float], gap: float, *, high: float) -> list[float]:
