@@ -6,9 +6,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 DEMO := outputs/demo
+EVIDENCE := outputs/published
+REPORTS := $(EVIDENCE)/reports
+SMALL := $(EVIDENCE) --teacher resnet56 --student resnet20 --epochs 3
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format clean
+.PHONY: help install demo test test-slow check format results clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +47,15 @@ check: $(DONE)  ## style, types and import rules
 format: $(DONE)  ## put the code into its form
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
+
+results: $(DONE)  ## RESULTS.md and the tables and pictures beside it, again from the tracked evidence
+	$(RUN) scripts/table.py $(EVIDENCE) --output RESULTS.md
+	$(RUN) scripts/table.py $(SMALL) --table 7 --output $(REPORTS)/table7.md --html $(REPORTS)/table7.html
+	$(RUN) scripts/table.py $(SMALL) --table 8 --output $(REPORTS)/table8.md --html $(REPORTS)/table8.html
+	$(RUN) scripts/figures.py table7 $(SMALL) --output $(REPORTS)/table7.png
+	$(RUN) scripts/figures.py figure3 $(EVIDENCE) --epochs 5 --output $(REPORTS)/figure3.png
+	$(RUN) scripts/figures.py figure5 $(SMALL) --output $(REPORTS)/figure5.png
+	$(RUN) scripts/figures.py search $(EVIDENCE) --output $(REPORTS)/search.png
 
 clean:  ## remove caches and the environment, but no results
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info

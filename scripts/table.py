@@ -99,13 +99,18 @@ def _one(options: argparse.Namespace, results: list[Result]) -> tuple[Page, dict
         raise UserError(f"{' and '.join(given)} cannot go with --table, which chooses by itself what it shows.")
     if options.epochs is not None and not options.epochs.isdecimal():
         raise UserError(f"--epochs {options.epochs} is no number of epochs.")
+    rows, notes = group(results)
     sheet = fill(
         options.table,
-        group(results)[0],
+        rows,
         teacher=options.teacher,
         student=options.student,
         epochs=None if options.epochs is None else int(options.epochs),
     )
+    shown = {f"{row.where}: " for cell in sheet.cells if (row := cell.row) is not None}
+    for note in notes:
+        if note.startswith(tuple(shown)):
+            print(note, file=sys.stderr)
     return report(sheet), sheet.plain()
 
 

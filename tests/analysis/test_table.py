@@ -153,12 +153,22 @@ def test_of_one_configuration_run_twice_the_newest_counts_and_it_is_said(tmp_pat
     assert notes[0] in markdown([row], notes)
 
 
-def test_one_seed_with_two_configurations_counts_twice_and_it_is_said(tmp_path, write):
-    write(70.0, 69.0)
-    write(72.0, 71.0)
+def test_of_one_seed_with_two_configurations_the_newest_counts_and_it_is_said(tmp_path, write):
+    write(70.0, 69.0, age=100)
+    newest = write(72.0, 71.0)
     (row,), notes = rows_of(tmp_path)
-    assert row.best("top1").mean == 71.0
-    assert "seed 0 was run with 2 different configurations" in notes[0]
+    assert row.best("top1").mean == 72.0
+    assert row.seeds == [0]
+    assert notes[0].endswith(f"seed 0 was run with different configurations; {newest} is the newest, and counts.")
+
+
+def test_a_run_that_was_made_here_goes_before_evidence_of_it(tmp_path, write):
+    path = write(72.0, 71.0, hash="same", age=100)
+    path.with_name("config.yaml").touch()
+    write(72.0, 71.0, hash="same")  # the copy that is kept
+    (row,), notes = rows_of(tmp_path)
+    assert [run.path for run in row.runs] == [path]
+    assert notes == []
 
 
 def test_different_teachers_under_one_name_are_said(tmp_path, write):

@@ -12,6 +12,8 @@ import torch
 
 import harness
 from distill import command
+from distill.analysis.store import find_results
+from distill.analysis.table import group
 from distill.run import config as settings
 
 README = (harness.ROOT / "README.md").read_text()
@@ -23,8 +25,8 @@ def blocks(language: str, after: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
 
 
-def methods_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("methods_script", harness.ROOT / "scripts/methods.py")
+def script_of(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_script", harness.ROOT / "scripts" / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -48,7 +50,7 @@ def test_the_smallest_method_of_ones_own_trains(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_table_of_methods_is_that_of_the_code() -> None:
-    script = methods_script()
+    script = script_of("methods")
     state = torch.random.get_rng_state()
     table = script.table(script.measured())
     torch.random.set_rng_state(state)
@@ -67,3 +69,38 @@ def test_its_commands_compose(line: str) -> None:
     if "-cd" in words or any(word.startswith("resume=") for word in words):
         return  # a folder of the reader's
     harness.configure(*words)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("RESULTS.md", []),
+        *(
+            (
+                f"outputs/published/reports/table{n}.md",
+                f"--table {n} --teacher resnet56 --student resnet20 --epochs 3".split(),
+            )
+            for n in (7, 8)
+        ),
+    ],
+)
+def test_what_is_kept_is_what_the_evidence_says(
+    file: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(harness.ROOT)
+    script_of("table").main(["outputs/published", *words, "--output", str(tmp_path / "now.md")])
+    assert (tmp_path / "now.md").read_text() == (harness.ROOT / file).read_text(), "run `make results`"
+
+
+def test_the_numbers_it_tells_of_are_those_of_the_evidence() -> None:
+    results, _ = find_results([harness.ROOT / "outputs/published/cifar100/resnet56-resnet20/3_epochs"])
+    last = {row.label: next(run.last.top1 for run in row.runs if run.seed == 0) for row in group(results)[0]}
+    section = README.split("\n## Measured so far\n", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| `(.*?)` \| (.*?) \| `(.*?)` \| (.*?) \|", section, re.MULTILINE)
+    assert len(rows) == 6
+    told = [pair for row in rows for pair in (row[:2], row[2:])] + re.findall(
+        r"`([^`]*)` (?:has )?(\d\d\.\d\d)", section
+    )
+    assert len(told) > 12
+    for label, number in told:
+        assert f"{last[label]:.2f}" == number, label

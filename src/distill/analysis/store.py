@@ -82,7 +82,7 @@ class Skipped:
 
 
 def find_results(folders: Iterable[str | Path]) -> tuple[list[Result], list[Skipped]]:
-    """All finished runs below some folders, each once, in the order of their paths, and what was passed over.
+    """All finished runs below some folders, each once, and what was passed over; in the folders' order, then by path.
 
     Args:
         folders: Searched to any depth, symbolic links to folders not followed; a result.json itself may be given too.
@@ -90,11 +90,11 @@ def find_results(folders: Iterable[str | Path]) -> tuple[list[Result], list[Skip
     """
     paths: dict[Path, Path] = {}
     for folder in map(Path, folders):
-        for path in [folder] if folder.name == RESULT else folder.rglob(RESULT):
+        for path in [folder] if folder.name == RESULT else sorted(folder.rglob(RESULT)):
             if path.is_file():
                 paths.setdefault(path.resolve(), path)  # folders may overlap
     results, skipped = [], []
-    for path in sorted(paths.values()):
+    for path in paths.values():
         try:
             results.append(_read(path))
         except _UnusableError as error:

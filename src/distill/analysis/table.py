@@ -12,6 +12,7 @@ from distill.analysis import page, paper
 from distill.analysis.page import NOTHING, Band, Cell, Grid, Page, plain
 from distill.analysis.paper import Metric
 from distill.analysis.store import Result
+from distill.files import CONFIG
 
 FIRST = ("none", "kd")  # the baselines open each pair, other methods follow by name
 SPLITS = {"test": "test set", "holdout": "held-out part of the training set"}
@@ -71,6 +72,11 @@ class Row:
         """Teacher and student in words."""
         alone = self.teacher == "none" or self.distiller == "teacher"
         return self.student if alone else f"{self.teacher} → {self.student}"
+
+    @property
+    def where(self) -> str:
+        """What it is, for sentences about it."""
+        return f"{self.data}, {page.epochs(self.epochs)}, {self.pair}, {self.label}"
 
     @property
     def label(self) -> str:
@@ -166,7 +172,7 @@ def group(results: Iterable[Result]) -> tuple[list[Row], list[str]]:
     for key, runs in groups.items():
         unique, said = _unique(runs)
         row = Row(*key, runs=tuple(sorted(unique, key=lambda run: (run.seed, run.path))))
-        where = f"{row.data}, {page.epochs(row.epochs)}, {row.pair}, {row.label}: "
+        where = f"{row.where}: "
         notes += [where + note for note in said]
         if (spread := row.teacher_top1.sd) is not None and not math.isclose(spread, 0, abs_tol=1e-6):
             notes.append(where + "the runs had teachers of different accuracy.")
@@ -175,19 +181,22 @@ def group(results: Iterable[Result]) -> tuple[list[Row], list[str]]:
 
 
 def _unique(runs: list[Result]) -> tuple[list[Result], list[str]]:
-    newest: dict[tuple[int, Any], Result] = {}
-    notes = []
-    for run in sorted(runs, key=lambda run: run.written):
-        same = (run.seed, run.hash or run.path)
-        if same in newest:
-            notes.append(f"seed {run.seed} was run more than once with one configuration; {run.path} is the newest.")
-        newest[same] = run
-    # of three repetitions only the last note holds
-    notes = list({note.split(" was run")[0]: note for note in notes}.values())
-    seeds = [seed for seed, _ in newest]
-    for seed in sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-        notes.append(f"seed {seed} was run with {seeds.count(seed)} different configurations; all of them count.")
-    return list(newest.values()), notes
+    """One run of each seed: repetitions are no further seeds."""
+    seeds: dict[int, list[Result]] = defaultdict(list)
+    for run in runs:
+        seeds[run.seed].append(run)
+    counting, notes = [], []
+    for seed, repeated in sorted(seeds.items()):
+        # evidence that came with the code is as new as the checkout; a run that was made here goes before it
+        chosen = max(repeated, key=lambda run: (run.path.with_name(CONFIG).exists(), run.written))
+        counting.append(chosen)
+        if any(run.hash is None or run.hash != chosen.hash for run in repeated if run is not chosen):
+            notes.append(f"seed {seed} was run with different configurations; {chosen.path} is the newest, and counts.")
+        elif any((run.best, run.last) != (chosen.best, chosen.last) for run in repeated):
+            notes.append(
+                f"seed {seed} was run more than once with one configuration; {chosen.path} is the newest, and counts."
+            )
+    return counting, notes
 
 
 def _order(row: Row) -> tuple[Any, ...]:
