@@ -1,5 +1,6 @@
 """What the entry scripts share; imports no torch, so that --help and Tab answer at once."""
 
+import logging
 import os
 import re
 import sys
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from distill import zoo
 from distill.data.layout import classes_in
 from distill.errors import UserError
-from distill.gpus import take_gpu
+from distill.gpus import JOBLIB, take_gpu
 from distill.mistake import BEFORE_A_JOB, sentence
 
 T = TypeVar("T")
@@ -147,6 +148,13 @@ def speak(run: Callable[[], T]) -> T:
         if several:
             raise
         sys.exit(1)
+    except SystemExit as end:  # told to stop
+        if several and JOBLIB in str(HydraConfig.get().launcher.get("_target_")):
+            # joblib takes any exception for a result, and would give this process the next run
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(int(end.code or 0))
+        raise
     except Exception:
         if several:  # where it happened: what is carried to the sweep's end has lost it
             traceback.print_exc()

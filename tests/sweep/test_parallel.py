@@ -66,11 +66,11 @@ def test_joblibs_processes_have_a_gpu_each(tmp_path: Path, tells: tuple[str, ...
 
 @pytest.mark.slow
 def test_joblibs_processes_stop_with_their_sweep(tmp_path: Path) -> None:
-    """Each saves where it is; the repeated sweep finds both half-finished and their folders free."""
+    """Each saves where it is, and none begins the third run; the repeated sweep finds both half-finished."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={tmp_path}/sweep")
     rare = ("checkpoint.minutes=null", "checkpoint.epochs=999")
-    line = ("-m", *RUN, *parallel, *rare, "distiller=none", "seed=0,1", "recipe.epochs=60")
+    line = ("-m", *RUN, *parallel, *rare, "distiller=none", "seed=0,1,2", "recipe.epochs=60")
     sweep = subprocess.Popen(
         [sys.executable, str(harness.ROOT / "src/train.py"), *line],
         text=True,
@@ -86,8 +86,8 @@ def test_joblibs_processes_stop_with_their_sweep(tmp_path: Path) -> None:
     output, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 128 + signal.SIGTERM, output
     again = process(*line)
-    assert "2 runs: 0 finished, 2 half-finished, 0 to begin" in again.out
-    assert results(tmp_path / "sweep") == [0, 1]
+    assert "3 runs: 0 finished, 2 half-finished, 1 to begin" in again.out
+    assert results(tmp_path / "sweep") == [0, 1, 2]
 
 
 @pytest.mark.slow

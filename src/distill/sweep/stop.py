@@ -26,6 +26,7 @@ def passed_on(launcher: Launcher) -> Iterator[None]:
 
     def end(number: int, frame: Any) -> None:
         children = multiprocessing.active_children()
+        spare_the_others()
         for child in children:
             child.terminate()
         for child in children:
@@ -37,3 +38,13 @@ def passed_on(launcher: Launcher) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def spare_the_others() -> None:
+    """Keep joblib from killing, as soon as one of its processes has ended, those that have not saved yet."""
+    from joblib.externals.loky import reusable_executor
+
+    # it kills what stands there, and has no public way to be told otherwise
+    processes = getattr(getattr(reusable_executor, "_executor", None), "_processes", None)
+    if processes is not None:
+        processes.clear()
