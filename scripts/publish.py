@@ -16,13 +16,18 @@ from distill.record import write_json
 
 
 def publish(run: Result, target: Path) -> Path:
-    """Copy a run's result.json and metrics.csv; of paths, which belong to a machine, only the names are kept."""
+    """Copy a run's result.json and metrics.csv.
+
+    Of paths, which belong to a machine, only the names are kept, and when it was written, which a checkout forgets.
+    """
     method = f"{run.distiller} {run.variant}".strip()
     kind = "" if run.kind == "train" else run.kind
-    place = target / kind / run.data / f"{run.teacher}-{run.student}" / f"{run.epochs}_epochs"
+    split = "" if run.evaluated_on == "test" else f"_{run.evaluated_on}"
+    place = target / kind / run.data / f"{run.teacher}-{run.student}" / f"{run.epochs}_epochs{split}"
     place = place / f"{folder_name(method)}_seed{run.seed}"
     place.mkdir(parents=True, exist_ok=True)
     content = json.loads(run.path.read_text())
+    content["written"] = run.written
     if content["teacher"] and content["teacher"].get("weights"):
         content["teacher"]["weights"] = Path(content["teacher"]["weights"]).name
     write_json(place / RESULT, content)

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import harness
+from distill.analysis.store import find_results
 
 RUN = {
     "format": 1,
@@ -35,12 +37,14 @@ def test_results_are_kept_without_paths(tmp_path: Path) -> None:
     run = tmp_path / "outputs/a"
     run.mkdir(parents=True)
     (run / "result.json").write_text(json.dumps(RUN))
+    os.utime(run / "result.json", (1e9, 1e9))
     (run / "metrics.csv").write_text("epoch,test/top1\n1,49\n")
     assert load_script().main([str(tmp_path / "outputs"), "--to", str(tmp_path / "published")]) == 0
     place = tmp_path / "published/cifar100/resnet56-resnet20/5_epochs/mcld_distiller.ce_weight-0_seed3"
     kept = json.loads((place / "result.json").read_text())
     assert kept["teacher"]["weights"] == "resnet56.pth"
-    assert {**kept, "teacher": None} == {**RUN, "teacher": None}
+    assert {**kept, "teacher": None} == {**RUN, "teacher": None, "written": 1e9}
+    assert find_results([place])[0][0].written == 1e9
     assert (place / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
 
 
@@ -51,6 +55,15 @@ def test_probes_lie_apart(tmp_path: Path) -> None:
     assert load_script().main([str(run), "--to", str(tmp_path / "published")]) == 0
     (kept,) = (tmp_path / "published").rglob("result.json")
     assert kept.relative_to(tmp_path / "published").parts[:3] == ("probe", "cifar100", "resnet56-resnet20")
+
+
+def test_scores_on_held_out_images_lie_apart(tmp_path: Path) -> None:
+    for name, split in (("a", "test"), ("b", "holdout")):
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / "result.json").write_text(json.dumps({**RUN, "evaluated_on": split}))
+    assert load_script().main([str(tmp_path / "outputs"), "--to", str(tmp_path / "published")]) == 0
+    kept = {path.parent.parent.name for path in (tmp_path / "published").rglob("result.json")}
+    assert kept == {"5_epochs", "5_epochs_holdout"}
 
 
 def test_nothing_to_keep(tmp_path: Path) -> None:

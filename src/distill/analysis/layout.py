@@ -16,12 +16,13 @@ TITLES = {
     5: "ImageNet",
     6: "CIFAR-100, teachers of different strength",
     7: "MCLD's three terms, CIFAR-100",
-    8: "Linear probes of frozen CIFAR-100 features, resnet32x4 → resnet8x4",
-    9: "Linear probes of frozen CIFAR-100 features, resnet110 → resnet20",
+    8: "Linear probes of frozen CIFAR-100 features",
+    9: "Linear probes of frozen CIFAR-100 features",
     10: "CIFAR-100, one student and teachers of its family",
     11: "CIFAR-100, one student and teachers of other families",
 }
-PROBES, ABLATION = (8, 9), 7
+ABLATION = 7
+PROBES = {8: "resnet32x4 → resnet8x4", 9: "resnet110 → resnet20"}
 TERMS = ("instance", "sample", "category")
 GROUPS = {"features": "features", "logits": "logits", None: ""}
 DATA = {"stl10": "STL-10", "tiny_imagenet": "Tiny-ImageNet", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}

@@ -210,6 +210,8 @@ def _why_not(row: Row, slot: Slot) -> list[str]:
     if slot.probe and _of_a_part(row):
         images = row.runs[0].content["probe"]["training_images"]
         reasons.append(f"Ours learnt on a part of the data set, {images:,} images.")
+    if slot.probe and len(row.runs) > len({run.content.get("probe", {}).get("source_hash") for run in row.runs}):
+        reasons.append("Ours has seeds of the classifier alone: one network was probed again and again.")
     if full is not None and row.epochs != full:
         reasons.append(f"No difference is taken: ours trained for {page.epochs(row.epochs)}, the paper's for {full}.")
     theirs = next(
@@ -256,7 +258,8 @@ def report(sheet: Sheet) -> Page:
         bands.append(Band(group.title, tuple(rows)))
     length = "" if sheet.epochs is None else f", {page.epochs(sheet.epochs)}"
     number = sheet.layout.table
-    title = f"Table {number}: {TITLES[number]}{length}"
+    pair = f", {PROBES[number]}" if number in PROBES and not _moved(sheet) else ""
+    title = f"Table {number}: {TITLES[number]}{pair}{length}"
     grid = Grid("", ("", *sheet.layout.columns), 1, tuple(bands))
     missing = sheet.missing
     return Page(

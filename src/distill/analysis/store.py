@@ -37,7 +37,7 @@ class Result:
     Attributes:
         path: Its result.json.
         kind: "train" for a training run, "probe" for a linear probe of a frozen network's features.
-        written: When that was written, in seconds since 1970.
+        written: When that was written, in seconds since 1970; of kept evidence as it says itself.
         data: Name of the data set.
         teacher: Name of the teacher, "none" without one.
         student: Name of the student.
@@ -121,7 +121,7 @@ def _read(path: Path) -> Result:
         return Result(
             path=path,
             kind=content.get("kind", "train"),
-            written=path.stat().st_mtime,
+            written=float(content.get("written") or path.stat().st_mtime),
             data=names["data"],
             teacher=names["teacher"] or "none",
             student=names["student"] or "none",

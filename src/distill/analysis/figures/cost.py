@@ -1,6 +1,8 @@
 """What a method costs against what it gives (the paper's Figure 5): time per batch and accuracy."""
 
+import itertools
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +19,12 @@ from distill.analysis.table import Row
 from distill.errors import UserError
 
 BATCH = 64  # images; the published recipe's
-# where a label may stand around its point: above, below, at the corners, beside it, further off; in points
-AROUND = ((0, 9, "center"), (0, -9, "center"), (7, 7, "left"), (7, -7, "left"), (-7, 7, "right"), (-7, -7, "right"),
-          (8, 0, "left"), (-8, 0, "right"), (14, 14, "left"), (14, -14, "left"), (-14, 14, "right"),
-          (-14, -14, "right"))  # fmt: skip
+# where a label may stand around its point, near before far; in points
+FAR = (9, 15, 24, 36, 50)
+TURNS = (90, 270, 45, 315, 135, 225, 0, 180, 20, 340, 160, 200)
+PER_POINT = 0.5  # square pixels of a covered neighbour that a label takes rather than stand so much further off
+WIDER = 12  # methods, from which on each makes the picture higher
+CUT = "; ranges that leave the picture are cut"
 
 
 @dataclass(frozen=True)
@@ -121,10 +125,10 @@ def accuracy_over_time(results: Iterable[Result], path: str | Path, *, speed: st
     if not costs:
         raise UserError("None of these runs' methods has a time per batch.")
     with mpl.rc_context(style.FONTS):
-        figure = style.new(style.PAGE * 0.85, 3.5)
+        figure = style.new(style.PAGE * 0.85, 3.5 + 0.1 * max(0, len(costs) - WIDER))
         axes = figure.subplots()
-        _points(axes, costs)
-        axes.set_xlabel(axis)
+        cut = _points(axes, costs)
+        axes.set_xlabel(axis + CUT * cut)
         axes.set_ylabel("best top-1 (%)")
         axes.set_title(style.about(rows), loc="left")
         figure.draw_without_rendering()  # labels are placed by what is on the page
@@ -133,7 +137,8 @@ def accuracy_over_time(results: Iterable[Result], path: str | Path, *, speed: st
     return costs
 
 
-def _points(axes: Axes, costs: Sequence[Cost]) -> None:
+def _points(axes: Axes, costs: Sequence[Cost]) -> bool:
+    """Draw them; whether a range is longer than the axis, which one disturbed measurement must not stretch."""
     for place, cost in enumerate(costs):
         across = None if cost.low is None or cost.high is None else [
             [cost.milliseconds - cost.low], [cost.high - cost.milliseconds]
@@ -153,6 +158,11 @@ def _points(axes: Axes, costs: Sequence[Cost]) -> None:
         )
     axes.margins(0.12)
     style.clean(axes, "both")
+    first, last = (end([cost.milliseconds for cost in costs]) for end in (min, max))
+    margin = 0.12 * (last - first or last)
+    axes.set_xlim(first - margin, last + margin)
+    ends = [end for cost in costs for end in (cost.low, cost.high) if end is not None]
+    return any(not first - margin <= end <= last + margin for end in ends)
 
 
 def _labels(axes: Axes, costs: Sequence[Cost]) -> None:
@@ -167,13 +177,14 @@ def _labels(axes: Axes, costs: Sequence[Cost]) -> None:
     frame = axes.get_window_extent(renderer)
     for number, cost in enumerate(costs):
         tried = []
-        for x, y, side in AROUND:
+        for far, turn in itertools.product(FAR, TURNS):
+            x, y = far * math.cos(math.radians(turn)), far * math.sin(math.radians(turn))
             text = axes.annotate(
                 cost.label,
                 (cost.milliseconds, cost.top1),
                 xytext=(x, y),
                 textcoords="offset points",
-                ha=side,
+                ha="center" if turn in (90, 270) else "left" if x > 0 else "right",
                 va="center",
                 fontsize=style.SMALL,
                 arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
@@ -181,8 +192,10 @@ def _labels(axes: Axes, costs: Sequence[Cost]) -> None:
             box = text.get_window_extent(renderer)
             others = [other for i, other in enumerate(taken) if i != number]
             covered = sum(_shared(box, other) for other in others) + (0 if _inside(box, frame) else 1e6)
-            tried.append((covered, text, box))
+            tried.append((covered + PER_POINT * far, text, box))
             text.set_visible(False)
+            if covered == 0:
+                break
         _, text, box = min(tried, key=lambda one: one[0])
         text.set_visible(True)
         taken.append(box)
