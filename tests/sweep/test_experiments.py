@@ -117,10 +117,11 @@ def test_what_follows_it_is_named_without_gaps(name):
 def test_what_follows_names_the_runs():
     few = ("teacher=resnet56", "student=resnet20", "seed=0", "recipe.epochs=3")
     chosen = "--teacher resnet56 --student resnet20 --epochs 3"
-    assert following("table7", *few) == f"Now: python scripts/table.py --table 7 {chosen}\n"
+    picture = f"python scripts/figures.py table7 {chosen}"
+    assert following("table7", *few) == f"Now: python scripts/table.py --table 7 {chosen}; {picture}\n"
     assert following("table2", "seed=0") == "Now: python scripts/table.py --table 2 \n"
     assert following("figure4", "distiller=kd") == "Now: python scripts/figures.py figure4 runs/0\n"
-    probes = following("table8", *few, "teacher.weights=a/b.pth", "distiller=mcld")
+    probes = following("table8", *few, "teacher.weights=a/b.pth", "distiller=none,mcld")
     assert "'networks=[runs/0,runs/1,resnet56:a/b.pth]'" in probes
     assert probes.endswith(f"; python scripts/table.py --table 8 {chosen}\n")
 
