@@ -28,6 +28,14 @@ def test_a_row_is_every_one_with_every_other():
     assert "seed=1 teacher=none distiller=none student=d" in jobs()
 
 
+def test_all_rows_have_one_seed_before_any_has_two():
+    seeds = [next(word for word in line.split() if word.startswith("seed=")) for line in jobs()]
+    assert seeds == ["seed=0"] * 8 + ["seed=1"] * 8
+    within = [line.replace("seed=1", "seed=0") for line in jobs()]
+    assert within[:8] == within[8:]
+    assert jobs("seed=1,0") == jobs()  # as the table has them
+
+
 NARROWED = {
     ("seed=1",): 8,
     ("distiller=kd",): 4,

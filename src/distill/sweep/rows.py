@@ -14,13 +14,13 @@ from hydra.core.override_parser.types import Override
 
 from distill.errors import UserError
 
-PAIR = "networks"
+PAIR, SEED = "networks", "seed"
 TAUGHT = ("teacher", "distiller")
 Words = dict[str, str]  # by key: "seed" -> "seed=1", "trainer.x" -> "+trainer.x=2"
 
 
 def expand(rows: Sequence[str], each: str, given: Sequence[str], *, loader: ConfigLoader | None) -> list[list[str]]:
-    """The command lines of a table's runs, in its order, none twice.
+    """The command lines of a table's runs, none twice: its rows in their order, all with one seed, then with the next.
 
     Args:
         rows: Of the table; without any the user's words are all there is.
@@ -46,6 +46,8 @@ def expand(rows: Sequence[str], each: str, given: Sequence[str], *, loader: Conf
         there = [wanted for wanted in alternatives if any(_has(words, wanted) for words in jobs)]
         others = [wanted for wanted in alternatives if wanted not in there]
         jobs = _chosen(jobs, there) + _changed(jobs, others)
+    seeds = list(dict.fromkeys(_value(words, SEED) for words in jobs))
+    jobs = sorted(jobs, key=lambda words: seeds.index(_value(words, SEED)))
     unique = {tuple(words.values()): None for words in jobs}
     return [list(words) for words in unique]
 
