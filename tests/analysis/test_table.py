@@ -162,6 +162,15 @@ def test_of_one_seed_with_two_configurations_the_newest_counts_and_it_is_said(tm
     assert notes[0].endswith(f"seed 0 was run with different configurations; {newest} is the newest, and counts.")
 
 
+def test_a_probe_has_a_seed_and_its_network_another(tmp_path, write):
+    for seed, network in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        write(70.0 + seed + 2 * network, 69.0, kind="probe", seed=seed, probe={"source_seed": network})
+    newest = write(60.0, 59.0, kind="probe", seed=1, probe={"source_seed": 1}, age=-1)
+    (row,), (note,) = rows_of(tmp_path)
+    assert row.best("top1").mean == (70 + 71 + 72 + 60) / 4
+    assert str(newest) in note
+
+
 def test_a_run_that_was_made_here_goes_before_evidence_of_it(tmp_path, write):
     path = write(72.0, 71.0, hash="same", age=100)
     path.with_name("config.yaml").touch()

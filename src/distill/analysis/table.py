@@ -181,12 +181,12 @@ def group(results: Iterable[Result]) -> tuple[list[Row], list[str]]:
 
 
 def _unique(runs: list[Result]) -> tuple[list[Result], list[str]]:
-    """One run of each seed: repetitions are no further seeds."""
-    seeds: dict[int, list[Result]] = defaultdict(list)
+    """One run of each seed, a probe's and its network's together: repetitions are no further seeds."""
+    seeds: dict[tuple[int, Any], list[Result]] = defaultdict(list)
     for run in runs:
-        seeds[run.seed].append(run)
+        seeds[run.seed, run.content.get("probe", {}).get("source_seed")].append(run)
     counting, notes = [], []
-    for seed, repeated in sorted(seeds.items()):
+    for (seed, _), repeated in seeds.items():
         # evidence that came with the code is as new as the checkout; a run that was made here goes before it
         chosen = max(repeated, key=lambda run: (run.path.with_name(CONFIG).exists(), run.written))
         counting.append(chosen)
@@ -196,7 +196,7 @@ def _unique(runs: list[Result]) -> tuple[list[Result], list[str]]:
             notes.append(
                 f"seed {seed} was run more than once with one configuration; {chosen.path} is the newest, and counts."
             )
-    return counting, notes
+    return counting, sorted(notes)
 
 
 def _order(row: Row) -> tuple[Any, ...]:
