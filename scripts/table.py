@@ -10,6 +10,7 @@ python scripts/table.py --table 7 --teacher resnet56 --student resnet20 --epochs
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _all(options: argparse.Namespace, results: list[Result], skipped: list[Skipp
         "notes": notes,
         "skipped": [{"path": str(item.path), "reason": item.reason} for item in skipped],
     }
-    return overview(rows, notes, metric=options.metric), content
+    return replace(overview(rows, notes, metric=options.metric), title="Results"), content
 
 
 def _one(options: argparse.Namespace, results: list[Result]) -> tuple[Page, dict[str, Any]]:
