@@ -20,6 +20,7 @@ from distill.data.layout import classes_in
 from distill.errors import UserError
 from distill.gpus import JOBLIB, take_gpu
 from distill.mistake import BEFORE_A_JOB, sentence
+from distill.release import release
 
 T = TypeVar("T")
 
@@ -159,3 +160,6 @@ def speak(run: Callable[[], T]) -> T:
         if several:  # where it happened: what is carried to the sweep's end has lost it
             traceback.print_exc()
         raise
+    finally:
+        if several:
+            release(sys.exception())

@@ -1,5 +1,6 @@
 """A sweep on the command line, stopped, repeated, with failures: nothing is run twice."""
 
+import gc
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from pytorch_lightning import Callback
 import harness
 from command_line import Answer, carried_out
 from distill.keeper import Keeper
+from distill.module import Distillation
 from distill.run import train
 from distill.sweep.jobs import look_up
 
@@ -174,3 +176,28 @@ def test_evidence_of_runs_elsewhere_is_no_run(tmp_path: Path):
     assert found == ("finished", run)
     (run / "config.yaml").unlink()
     assert look_up(tmp_path) == {}
+
+
+def test_a_run_leaves_nothing_in_memory_for_the_next(
+    call: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Neither one that ends nor one that fails: a table may have hundreds of them in one process."""
+    alive: list[int] = []
+    carry_out = train.carry_out
+
+    def counted(config: Any, folder: Path) -> float:
+        alive.append(sum(isinstance(thing, Distillation) for thing in gc.get_objects()))
+        return carry_out(config, folder)
+
+    def broken(self: Keeper, trainer: Any, module: Any) -> None:
+        if module.current_epoch == 1 and module.distiller.needs_teacher:
+            raise RuntimeError("something broke")
+
+    monkeypatch.setattr(train, "carry_out", counted)
+    monkeypatch.setattr(Keeper, "on_train_epoch_start", broken, raising=False)
+    gc.collect()
+    request.addfinalizer(gc.enable)
+    gc.disable()  # by itself it may come or not
+    answer = call("seed=0,1")
+    assert "4 failed" in answer.out, answer.error
+    assert alive == [0] * 6

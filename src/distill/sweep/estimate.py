@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from distill import record
 from distill.errors import UserError
 from distill.gpus import JOBLIB, visible
 from distill.quiet import quiet
+from distill.release import release
 from distill.run.config import Config
 from distill.sweep.jobs import Job
 from distill.sweep.measure import Cost, measure
@@ -218,7 +220,10 @@ def measuring(master: DictConfig) -> Iterator[Measure]:
 
 
 def _measure(config: Config, steps: int, epochs: int) -> Cost | int:
-    return measure(config, steps=steps, epochs=epochs)
+    try:
+        return measure(config, steps=steps, epochs=epochs)
+    finally:
+        release(sys.exception())
 
 
 # ---------------------------------------------------------------------- words
