@@ -1,7 +1,9 @@
 """Runs as the command line composes them, inside the test's own process."""
 
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -94,6 +96,16 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     for number, buffers in checkpoint["optimizer_states"][0]["state"].items():
         tensors |= {f"optimizer.{number}.{k}": v for k, v in buffers.items() if isinstance(v, torch.Tensor)}
     return tensors
+
+
+def script(name: str) -> ModuleType:
+    """A script as a module of its own, without running it."""
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def public_weights(name: str) -> Path:

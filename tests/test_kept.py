@@ -1,6 +1,5 @@
 """Kept teacher answers: who computed an answer, when, and what else was asked beside it must not matter."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -276,17 +275,8 @@ def test_another_teacher_never_meets_the_answers(tmp_path: Path) -> None:
         assert len(list((tmp_path / "kept/digits").iterdir())) == number + 1
 
 
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("keep_script", harness.ROOT / "scripts/keep.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_answers_computed_ahead_are_those_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    keep = script()
+    keep = harness.script("keep")
     run = (*RUN, weights_in(tmp_path))
     kept = [f"teacher.keep_in={tmp_path / 'kept'}", *run]
     assert keep.main(["--seeds", "0,3", *kept]) == 0

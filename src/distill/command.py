@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from distill import zoo
 from distill.data.layout import classes_in
 from distill.errors import UserError
-from distill.gpus import JOBLIB, take_gpu
+from distill.gpus import side_by_side, take_gpu
 from distill.mistake import BEFORE_A_JOB, sentence
 from distill.release import release
 
@@ -150,7 +150,7 @@ def speak(run: Callable[[], T]) -> T:
             raise
         sys.exit(1)
     except SystemExit as end:  # told to stop
-        if several and JOBLIB in str(HydraConfig.get().launcher.get("_target_")):
+        if several and side_by_side(HydraConfig.get().launcher):
             # joblib takes any exception for a result, and would give this process the next run
             logging.shutdown()
             sys.stdout.flush()

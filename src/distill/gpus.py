@@ -14,6 +14,15 @@ JOBLIB = "joblib_launcher"  # starts processes on this machine and leaves the de
 _held: list[IO[str]] = []
 
 
+def side_by_side(launcher: Mapping[str, Any]) -> bool:
+    """Whether runs go on in joblib's processes on this machine.
+
+    Args:
+        launcher: Hydra's node of this name.
+    """
+    return JOBLIB in str(launcher.get("_target_"))
+
+
 def take_gpu(launcher: Mapping[str, Any]) -> None:
     """Give this process a GPU of its own, where it is one of joblib's.
 
@@ -23,7 +32,7 @@ def take_gpu(launcher: Mapping[str, Any]) -> None:
     Args:
         launcher: Hydra's node of this name.
     """
-    if JOBLIB not in str(launcher.get("_target_")) or _held:
+    if not side_by_side(launcher) or _held:
         return
     gpus = visible()
     if gpus:

@@ -46,12 +46,8 @@ class Cosine:
     """
 
     def __init__(self, *, epochs: float, warmup_epochs: float, floor: float) -> None:
-        if not 0 <= warmup_epochs < epochs:
-            raise UserError(
-                f"recipe.schedule.warmup_epochs={warmup_epochs} must be at least 0 and less than its epochs={epochs}."
-            )
-        if not 0 <= floor <= 1:
-            raise UserError(f"recipe.schedule.floor={floor} must lie between 0 and 1.")
+        _check_warm_up(warmup_epochs, epochs)
+        _check_factor("floor", floor)
         self.epochs = epochs
         self.warmup_epochs = warmup_epochs
         self.floor = floor
@@ -81,12 +77,8 @@ class TimmCosine:
 
     def __init__(self, *, epochs: float, warmup_epochs: float, warmup_from: float, floor: float) -> None:
         self.cosine = Cosine(epochs=epochs, warmup_epochs=0, floor=floor)
-        if not 0 <= warmup_epochs < epochs:
-            raise UserError(
-                f"recipe.schedule.warmup_epochs={warmup_epochs} must be at least 0 and less than its epochs={epochs}."
-            )
-        if not 0 <= warmup_from <= 1:
-            raise UserError(f"recipe.schedule.warmup_from={warmup_from} must lie between 0 and 1.")
+        _check_warm_up(warmup_epochs, epochs)
+        _check_factor("warmup_from", warmup_from)
         self.warmup_epochs = warmup_epochs
         self.warmup_from = warmup_from
 
@@ -95,6 +87,18 @@ class TimmCosine:
         if epoch < self.warmup_epochs:
             return self.warmup_from + (1 - self.warmup_from) * epoch / self.warmup_epochs
         return self.cosine(epoch)
+
+
+def _check_warm_up(warmup_epochs: float, epochs: float) -> None:
+    if not 0 <= warmup_epochs < epochs:
+        raise UserError(
+            f"recipe.schedule.warmup_epochs={warmup_epochs} must be at least 0 and less than its epochs={epochs}."
+        )
+
+
+def _check_factor(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"recipe.schedule.{name}={value} must lie between 0 and 1.")
 
 
 class AdamW(torch.optim.AdamW):

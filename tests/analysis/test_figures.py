@@ -1,6 +1,5 @@
 """What is drawn: the arrays behind lines, bars, points and images, and what refuses to be drawn."""
 
-import importlib.util
 import itertools
 import json
 import math
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import harness
 from distill.analysis.figures import correlation, embedding, style
 from distill.analysis.figures.ablation import ablation_bars
 from distill.analysis.figures.correlation import class_means, correlation_difference, of_class_means, of_correlations
@@ -25,13 +25,6 @@ from distill.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "outputs" / "published"
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("figures_script", ROOT / "scripts" / "figures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -331,7 +324,7 @@ def test_a_search_is_one_and_of_numbers(tmp_path, write):
 
 
 def test_command_draws_from_the_tracked_runs(tmp_path, capsys):
-    main = load_script().main
+    main = harness.script("figures").main
     path = tmp_path / "new" / "x.png"
     few = ["--epochs", "5", "--methods", "mcld,none"]
     assert main(["figure3", str(PUBLISHED), *few, "--output", str(path)]) == 0
@@ -344,7 +337,7 @@ def test_command_draws_from_the_tracked_runs(tmp_path, capsys):
 def test_command_mistakes_are_one_sentence(tmp_path, write, capsys):
     write(71.0, 70.0)
     write(71.0, 70.0, teacher="resnet110")
-    main = load_script().main
+    main = harness.script("figures").main
     for arguments, words in (
         (["figure3", "--output", "x.doc"], "x.doc cannot be drawn: its name must end in .png, .pdf or .svg."),
         (["figure3"], "A picture shows one pair of networks, and there are several"),

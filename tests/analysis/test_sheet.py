@@ -1,6 +1,5 @@
 """Our numbers in the paper's tables: the right cell, what is missing, and two ways to print it."""
 
-import importlib.util
 import json
 import re
 from html.parser import HTMLParser
@@ -8,21 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import harness
 from distill.analysis.html import html
 from distill.analysis.page import markdown
 from distill.analysis.sheet import fill, report
 from distill.analysis.store import find_results
 from distill.analysis.table import group, overview
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "table.py"
 PUBLISHED = Path(__file__).parents[2] / "outputs" / "published"
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("table_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def filled(folder, table, **narrower):
@@ -321,7 +313,7 @@ def test_html_lies_on_its_side_where_it_is_wide(tmp_path, write):
 
 
 def test_command_lays_out_a_table_of_the_tracked_runs(tmp_path, capsys):
-    main = load_script().main
+    main = harness.script("table").main
     arguments = [str(PUBLISHED), "--table", "7", "--teacher", "resnet56", "--student", "resnet20", "--epochs", "3"]
     assert main([*arguments, "--html", str(tmp_path / "new" / "t.html")]) == 0
     text = capsys.readouterr().out
@@ -337,12 +329,12 @@ def test_command_lays_out_a_table_of_the_tracked_runs(tmp_path, capsys):
 
 
 def test_an_empty_store_shows_what_is_missing(tmp_path, capsys):
-    assert load_script().main([str(tmp_path), "--table", "2"]) == 0
+    assert harness.script("table").main([str(tmp_path), "--table", "2"]) == 0
     assert "python src/train.py -m experiment=table2\n" in capsys.readouterr().out
 
 
 def test_command_mistakes_are_one_sentence(tmp_path, capsys):
-    main = load_script().main
+    main = harness.script("table").main
     for arguments, words in (
         (["--table", "12"], "The paper has no Table 12: choose from 1 to 11."),
         (["--table", "2", "--student", "resnet44"], "Table 2 has no student resnet44"),

@@ -1,26 +1,16 @@
 """Results made by hand, whose means and places in the table are known."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import matplotlib.image
 import pytest
 
+import harness
 from distill.analysis.figures.comparison import comparison
 from distill.analysis.store import find_results, read_curve
 from distill.analysis.table import group, markdown
 from distill.errors import UserError
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "table.py"
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("table_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def rows_of(folder):
@@ -257,7 +247,7 @@ def test_picture_refuses_several_pairs_and_unknown_formats(tmp_path, write):
 def test_command_writes_markdown_json_and_picture(tmp_path, write, capsys):
     write(72.0, 70.0)
     write(75.0, 74.0, student="resnet8x4", teacher="resnet32x4")
-    main = load_script().main
+    main = harness.script("table").main
     assert main([str(tmp_path)]) == 0
     assert len(lines(capsys.readouterr().out)) == 2
     assert main([str(tmp_path), "--json", "--output", str(tmp_path / "o" / "t.json")]) == 0
@@ -273,18 +263,18 @@ def test_command_writes_markdown_json_and_picture(tmp_path, write, capsys):
 
 def test_metric_top5_is_that_of_the_best_epoch(tmp_path, write, capsys):
     write(72.0, 70.0)
-    assert load_script().main([str(tmp_path), "--metric", "top5"]) == 0
+    assert harness.script("table").main([str(tmp_path), "--metric", "top5"]) == 0
     line = lines(capsys.readouterr().out)[0]
     assert line[3:6] == ["92.00 ± –", "92.00 ± –", "70.00 ± –"]
     assert line[7:9] == ["–", "–"]
 
 
 def test_nothing_found_says_where_it_looked(tmp_path, capsys):
-    assert load_script().main([str(tmp_path / "none")]) == 1
+    assert harness.script("table").main([str(tmp_path / "none")]) == 1
     assert capsys.readouterr().err == f"No finished run below {tmp_path / 'none'}.\n"
 
 
 def test_passed_over_files_are_named(tmp_path, write, capsys):
     path = write(72.0, 70.0, status="running")
-    assert load_script().main([str(tmp_path)]) == 1
+    assert harness.script("table").main([str(tmp_path)]) == 1
     assert f"passed over {path}: its run is not finished but running" in capsys.readouterr().err

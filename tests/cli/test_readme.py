@@ -1,11 +1,9 @@
 """What the README shows works as it stands there."""
 
-import importlib.util
 import re
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -25,15 +23,6 @@ def blocks(language: str, after: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
 
 
-def script_of(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_script", harness.ROOT / "scripts" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_smallest_method_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, yaml = blocks("python", "### Write your own")[0], blocks("yaml", "### Write your own")[0]
     (tmp_path / "mine/distiller").mkdir(parents=True)
@@ -50,7 +39,7 @@ def test_the_smallest_method_of_ones_own_trains(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_table_of_methods_is_that_of_the_code() -> None:
-    script = script_of("methods")
+    script = harness.script("methods")
     state = torch.random.get_rng_state()
     table = script.table(script.measured())
     torch.random.set_rng_state(state)
@@ -88,7 +77,7 @@ def test_what_is_kept_is_what_the_evidence_says(
     file: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(harness.ROOT)
-    script_of("table").main(["outputs/published", *words, "--output", str(tmp_path / "now.md")])
+    harness.script("table").main(["outputs/published", *words, "--output", str(tmp_path / "now.md")])
     assert (tmp_path / "now.md").read_text() == (harness.ROOT / file).read_text(), "run `make results`"
 
 

@@ -1,6 +1,5 @@
 """What a run's networks answered, kept beside it, and the figures that are drawn from it."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from distill.analysis.observed import images_in, read_observed
 from distill.run.observe import answers_of, observe_run
 from distill.run.parts import build_data
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "figures.py"
 KD = ("distiller=kd", *harness.RANDOM_TEACHER, "recipe.epochs=1")
 
 
@@ -57,11 +55,7 @@ def test_asking_changes_nothing_in_the_network_and_stops_at_the_limit(run: Path)
 def test_figures_4_and_6_ask_once_and_draw_from_what_is_kept(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = importlib.util.spec_from_file_location("figures_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = harness.script("figures")
     kept = run / "features.safetensors"
     kept.unlink(missing_ok=True)
     for figure, limit in (("figure6", "100"), ("figure4", "60")):

@@ -1,6 +1,5 @@
 """The benchmark runs, its variants do the same work, and its numbers follow from its raw times."""
 
-import importlib.util
 import json
 from pathlib import Path
 from statistics import median
@@ -20,13 +19,6 @@ from distill.run.parts import prepare
 from distill.types import Batch, Output
 
 TINY = (*harness.SMALL, *harness.RANDOM_TEACHER, "trainer.accelerator=cpu", "recipe.batch_size=128")
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("bench_script", harness.ROOT / "scripts/bench.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def prepared_run(folder: Path, *overrides: str):
@@ -237,7 +229,7 @@ def test_absent_weights_are_replaced_by_random_ones_of_usable_size(tmp_path: Pat
     ],
 )
 def test_a_mistake_is_said_in_one_sentence(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert load_script().main(arguments) == 1
+    assert harness.script("bench").main(arguments) == 1
     captured = capsys.readouterr()
     assert said in captured.err
     assert captured.err.count("\n") == 1
@@ -245,12 +237,12 @@ def test_a_mistake_is_said_in_one_sentence(arguments: list[str], said: str, caps
 
 def test_short_blocks_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        load_script().parser().parse_intermixed_args(["--steps", "19"])
+        harness.script("bench").parser().parse_intermixed_args(["--steps", "19"])
     assert "at least 20" in capsys.readouterr().err
 
 
 def test_words_for_train(tmp_path: Path) -> None:
-    script = load_script()
+    script = harness.script("bench")
     words = ["--student", "resnet20", "seed=1", "--root", "/data", "--device", "cpu", "recipe.lr=0.1"]
     options = script.parser().parse_intermixed_args(words)
     expected = ["student=resnet8", "data.root=/data", "trainer.accelerator=cpu", "seed=1", "recipe.lr=0.1"]
@@ -261,7 +253,7 @@ def test_words_for_train(tmp_path: Path) -> None:
 def test_the_script_prints_tables_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for word in TINY if not word.startswith(("recipe.batch_size", "teacher=", "student=", "data="))]
     words += ["recipe.batch_size=32", "--data", "digits", "--blocks", "1", "--json", str(tmp_path / "a/bench.json")]
-    script = load_script()
+    script = harness.script("bench")
     alone = ["--no-memory", "--no-startup", "--profile"]
     assert script.main([*words, "--pairs", "resnet8-resnet8,resnet14-resnet8", "--distiller", "kd", *alone]) == 0
     printed = capsys.readouterr().out

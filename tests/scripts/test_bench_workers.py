@@ -1,23 +1,17 @@
 """The benchmark of the worker pipeline measures what it says; how fast that is stands in no test."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
+import harness
 from image_files import write_images
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_workers.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("bench_workers_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return harness.script("bench_workers")
 
 
 @pytest.fixture

@@ -1,26 +1,21 @@
 """The grid's script: cells are filled once, and a hole in it is seen."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 from torch import nn
 
+import harness
 from distill.bench import grid
 from distill.distillers.kd import KD
 from distill.errors import UserError
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "grid.py"
 PAIR = ("resnet56", "resnet20")
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("grid_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return harness.script("grid")
 
 
 @pytest.fixture

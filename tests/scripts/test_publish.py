@@ -1,6 +1,5 @@
 """What of a run is kept for good."""
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -26,20 +25,13 @@ RUN = {
 }
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("publish_script", harness.ROOT / "scripts/publish.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_results_are_kept_without_paths(tmp_path: Path) -> None:
     run = tmp_path / "outputs/a"
     run.mkdir(parents=True)
     (run / "result.json").write_text(json.dumps(RUN))
     os.utime(run / "result.json", (1e9, 1e9))
     (run / "metrics.csv").write_text("epoch,test/top1\n1,49\n")
-    assert load_script().main([str(tmp_path / "outputs"), "--to", str(tmp_path / "published")]) == 0
+    assert harness.script("publish").main([str(tmp_path / "outputs"), "--to", str(tmp_path / "published")]) == 0
     place = tmp_path / "published/cifar100/resnet56-resnet20/5_epochs/mcld_distiller.ce_weight-0_seed3"
     kept = json.loads((place / "result.json").read_text())
     assert kept["teacher"]["weights"] == "resnet56.pth"
@@ -52,7 +44,7 @@ def test_probes_lie_apart(tmp_path: Path) -> None:
     run = tmp_path / "outputs/a"
     run.mkdir(parents=True)
     (run / "result.json").write_text(json.dumps({**RUN, "kind": "probe", "teacher": None}))
-    assert load_script().main([str(run), "--to", str(tmp_path / "published")]) == 0
+    assert harness.script("publish").main([str(run), "--to", str(tmp_path / "published")]) == 0
     (kept,) = (tmp_path / "published").rglob("result.json")
     assert kept.relative_to(tmp_path / "published").parts[:3] == ("probe", "cifar100", "resnet56-resnet20")
 
@@ -61,10 +53,10 @@ def test_scores_on_held_out_images_lie_apart(tmp_path: Path) -> None:
     for name, split in (("a", "test"), ("b", "holdout")):
         (tmp_path / "outputs" / name).mkdir(parents=True)
         (tmp_path / "outputs" / name / "result.json").write_text(json.dumps({**RUN, "evaluated_on": split}))
-    assert load_script().main([str(tmp_path / "outputs"), "--to", str(tmp_path / "published")]) == 0
+    assert harness.script("publish").main([str(tmp_path / "outputs"), "--to", str(tmp_path / "published")]) == 0
     kept = {path.parent.parent.name for path in (tmp_path / "published").rglob("result.json")}
     assert kept == {"5_epochs", "5_epochs_holdout"}
 
 
 def test_nothing_to_keep(tmp_path: Path) -> None:
-    assert load_script().main([str(tmp_path), "--to", str(tmp_path / "published")]) == 1
+    assert harness.script("publish").main([str(tmp_path), "--to", str(tmp_path / "published")]) == 1

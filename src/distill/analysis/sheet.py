@@ -136,7 +136,7 @@ def _filled(slot: Slot, rows: list[Row], epochs: int | None) -> Filled:
             row.teacher_top1.mean if slot.metric == "top1" else _teacher_top5(row)
             for row in rows
             if row.kind == "train"
-            and paper.PART not in row.variant  # other test images
+            and not _of_a_part(row)  # other test images
             and row.data == slot.data
             and paper.same_network(row.teacher, slot.teacher, slot.data)
         ]
@@ -170,7 +170,7 @@ def _belongs(row: Row, slot: Slot, variant: str) -> bool:
 
 
 def _of_a_part(row: Row) -> bool:
-    """Whether a probe learnt a part of its data set only, which serves until there is one of all of it."""
+    """Whether a run had a part of its data set only; a probe of one serves until there is one of all of it."""
     return paper.PART in row.variant.split(" ")
 
 

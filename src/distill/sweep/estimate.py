@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from distill import record
 from distill.errors import UserError
-from distill.gpus import JOBLIB, visible
+from distill.gpus import side_by_side, visible
 from distill.quiet import quiet
 from distill.release import release
 from distill.run.config import Config
@@ -212,7 +212,7 @@ class Kept:
 @contextmanager
 def measuring(master: DictConfig) -> Iterator[Measure]:
     """What measures: this process, or a child where this one must not touch the GPUs that others are to have."""
-    if JOBLIB not in str(master.hydra.launcher.get("_target_")) or not visible():
+    if not side_by_side(master.hydra.launcher) or not visible():
         yield _measure
         return
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
